@@ -1,0 +1,126 @@
+"""All the interfaces, on one page: who may be asked for what.
+
+`NameService` is what a mount needs of a nameserver, `BlockStore` what anything that keeps
+blocks offers. Everything here is implemented at least twice (in process and over HTTP; in
+memory and on disk), and every implementation is held to one contract suite.
+
+Failures are `EverfoldError`s, nothing else. Every remote implementation has a deadline on
+every call and raises TIMEOUT or UNAVAILABLE, never hangs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from everfold import wire
+from everfold.model import BlockId, SpaceId, SpaceUsage
+
+
+class NameService(Protocol):
+    """The nameserver, as a mount sees it: one method a verb of `wire.CALLS`.
+
+    The caller is known (token, or an in-process identity); what it may not know of is
+    NOT_FOUND. Answers about the tree carry the `seq` as of which they are true.
+    """
+
+    def session(self, ask: wire.Hello) -> wire.Session: ...
+    def lookup(self, ask: wire.Lookup) -> wire.Found: ...
+    def listdir(self, ask: wire.ListDir) -> wire.Listing: ...
+    def attrs(self, ask: wire.GetAttrs) -> wire.Attrs: ...
+    def extents(self, ask: wire.GetExtents) -> wire.FileExtents: ...
+    def xattrs(self, ask: wire.GetXattrs) -> wire.Xattrs: ...
+    def commit(self, ask: wire.Commit) -> wire.Committed: ...
+    def reserve(self, ask: wire.Reserve) -> wire.Reserved: ...
+    def plan(self, ask: wire.Plan) -> wire.Placements: ...
+    def locate(self, ask: wire.Locate) -> wire.Located: ...
+    def report_bad(self, ask: wire.ReportBad) -> wire.Done: ...
+    def feed(self, ask: wire.FeedPoll) -> wire.Feed: ...
+    def set_lock(self, ask: wire.SetLock) -> wire.Done: ...
+    def test_lock(self, ask: wire.TestLock) -> wire.Blocking: ...
+    def drop_locks(self, ask: wire.DropLocks) -> wire.Done: ...
+    def history(self, ask: wire.GetHistory) -> wire.History: ...
+    def history_names(self, ask: wire.GetHistoryNames) -> wire.HistoryNames: ...
+    def resolve(self, ask: wire.ResolvePath) -> wire.Resolved: ...
+    def usage(self, ask: wire.GetUsage) -> SpaceUsage: ...
+    def bye(self, ask: wire.Bye) -> wire.Done: ...
+
+
+class BlockStore(Protocol):
+    """Something that keeps blocks: a disk, a node, several nodes, a cache before one of them.
+
+    Blocks of different spaces never meet: the same bytes in two spaces are two blocks.
+    """
+
+    def put(self, space: SpaceId, block: BlockId, data: bytes | memoryview) -> None:
+        """Keep a block. On return it survives a crash of the process and of the machine.
+
+        Putting what is already kept changes nothing. CORRUPT when `data` are not the bytes
+        of `block`, NO_SPACE when the store is full, UNAVAILABLE when it cannot be reached.
+        """
+        ...
+
+    def put_many(
+        self, space: SpaceId, blocks: Sequence[tuple[BlockId, bytes | memoryview]]
+    ) -> None:
+        """Keep several blocks with one wait for the disk. On an error some may be kept."""
+        ...
+
+    def get(self, space: SpaceId, block: BlockId) -> bytes:
+        """Return the bytes, verified. NOT_FOUND when not kept, CORRUPT when they rotted."""
+        ...
+
+    def get_many(self, space: SpaceId, blocks: Sequence[BlockId]) -> dict[BlockId, bytes]:
+        """Return those that are kept and sound."""
+        ...
+
+    def size_of(self, space: SpaceId, block: BlockId) -> int | None:
+        """Return the block's size, or None when it is not kept; does not read it."""
+        ...
+
+    def delete(self, space: SpaceId, block: BlockId) -> bool:
+        """Forget a block; tell whether it was there."""
+        ...
+
+    def blocks(self) -> Iterator[wire.Held]:
+        """Yield everything kept, in no order; what comes or goes meanwhile may be missed."""
+        ...
+
+
+class Clock(Protocol):
+    """Time, so that tests can move it."""
+
+    def time_ns(self) -> int:
+        """Return nanoseconds since the epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds on a clock that never steps."""
+        ...
+
+
+class Transport(Protocol):
+    """One server, over a socket or in process; connections are pooled, threads may share it."""
+
+    base_url: str
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: dict[str, str],
+        body: bytes | memoryview | Iterable[bytes | memoryview] | None = None,
+        timeout_s: float,
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Return (status, headers with lower-case names, body).
+
+        TIMEOUT when the server does not answer within `timeout_s`, UNAVAILABLE when it
+        cannot be reached or hangs up. No retries here. An iterable body comes with a
+        Content-Length header of the caller's.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        ...
