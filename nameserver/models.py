@@ -1,0 +1,346 @@
+"""The schema, which is a document: every table, its columns' meaning, its invariants.
+
+Time is in the schema. Rows of `inode`, `entry`, `extent` and `xattr` have a life
+``[born, died)`` in commit numbers of their space; `died` NULL means "now", and a partial
+index over those rows keeps the present as fast as a plain table. Nothing of a file's bytes
+or names is overwritten: a change closes rows and opens rows; the state at `s` is
+``born <= s AND (died IS NULL OR died > s)``. A row is updated in place only when it was
+born in the commit that is being written, and for a directory's own times and link count,
+which have no history.
+
+Times are nanoseconds since the epoch, sizes are bytes, flags are 0/1, names and block names
+are raw bytes. peewee binds a database to a model class for the whole process, so the classes
+are made by a factory, once per database: several nameservers fit in one process.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import peewee as pw
+
+SCHEMA_VERSION = 1
+
+
+def tables(db: pw.Database) -> SimpleNamespace:
+    """Return the model classes bound to `db`; `.all` lists them in order of creation."""
+
+    is_sqlite = isinstance(db, pw.SqliteDatabase)
+
+    class Base(pw.Model):
+        class Meta:
+            database = db
+            legacy_table_names = False
+
+    class Meta(Base):
+        """Facts of the cluster: `schema`, `nodes_gen` (moves on with every change of a
+        node's state), `cluster_id`."""
+
+        key = pw.TextField(primary_key=True)
+        value = pw.TextField()
+
+    # ------------------------------------------------------------ people
+
+    class User(Base):
+        """A person. `token_gen` rises when all tokens of the user are revoked."""
+
+        name = pw.TextField(unique=True)
+        email = pw.TextField(null=True, unique=True)
+        password_hash = pw.TextField()  # bcrypt over SHA-256 (no cut at 72 bytes)
+        role = pw.TextField(default="user")  # "user" | "admin"
+        quota = pw.BigIntegerField(default=0)  # bytes, 0: none
+        created_ns = pw.BigIntegerField()
+        is_disabled = pw.SmallIntegerField(default=0)
+        token_gen = pw.IntegerField(default=0)
+
+        class Meta:
+            table_name = "account"  # "user" is a reserved word of SQL
+
+    class Device(Base):
+        """A machine or program that a user lets in; revoked devices' tokens are dead."""
+
+        id = pw.TextField(primary_key=True)
+        user = pw.ForeignKeyField(User, column_name="user_id", on_delete="CASCADE")
+        name = pw.TextField()
+        kind = pw.TextField(default="")
+        created_ns = pw.BigIntegerField()
+        seen_ns = pw.BigIntegerField(default=0)
+        is_revoked = pw.SmallIntegerField(default=0)
+
+    class Audit(Base):
+        """Who did what: logins, user and node administration."""
+
+        at_ns = pw.BigIntegerField(index=True)
+        author = pw.TextField()
+        action = pw.TextField()
+        subject = pw.TextField(default="")
+        detail = pw.TextField(default="")
+
+    # ------------------------------------------------------------ spaces and their tree
+
+    class Space(Base):
+        """One tree. `seq` is the last commit; `locks_gen` moves on whenever locks fall."""
+
+        name = pw.TextField()
+        owner = pw.ForeignKeyField(User, column_name="owner_id")
+        seq = pw.BigIntegerField(default=0)
+        next_ino = pw.BigIntegerField(default=2)  # 1 is the root
+        live_bytes = pw.BigIntegerField(default=0)  # sum of the sizes of live files
+        inodes = pw.BigIntegerField(default=1)
+        replicas = pw.SmallIntegerField(default=0)  # 0: the cluster's default
+        locks_gen = pw.BigIntegerField(default=0)
+        created_ns = pw.BigIntegerField()
+
+        class Meta:
+            indexes = ((("owner", "name"), True),)
+
+    class CommitLog(Base):
+        """commit(seq) -> when and by whom; `at_ns` rises with `seq`.
+
+        `changes` is the msgpack list of `wire.Change` that the feed tells.
+        """
+
+        space = pw.IntegerField(column_name="space_id")
+        seq = pw.BigIntegerField()
+        at_ns = pw.BigIntegerField()
+        author = pw.TextField()
+        device = pw.TextField()
+        mount = pw.TextField()
+        changes = pw.BlobField()
+
+        class Meta:
+            primary_key = pw.CompositeKey("space", "seq")
+            indexes = ((("space", "at_ns"), False),)
+            without_rowid = is_sqlite
+
+    class Inode(Base):
+        """What stat tells of an inode, during a stretch of its life (see `model.Attr`).
+
+        `version` is k of the content then (0: never written); `content` the commit that
+        last changed its bytes. The last row of an inode that lost its last name is closed.
+        """
+
+        space = pw.IntegerField(column_name="space_id")
+        ino = pw.BigIntegerField()
+        born = pw.BigIntegerField()
+        died = pw.BigIntegerField(null=True)
+        mode = pw.IntegerField()
+        nlink = pw.IntegerField()
+        uid = pw.BigIntegerField()
+        gid = pw.BigIntegerField()
+        rdev = pw.BigIntegerField(default=0)
+        size = pw.BigIntegerField(default=0)
+        allocated = pw.BigIntegerField(default=0)
+        atime_ns = pw.BigIntegerField()
+        mtime_ns = pw.BigIntegerField()
+        ctime_ns = pw.BigIntegerField()
+        btime_ns = pw.BigIntegerField()
+        version = pw.BigIntegerField(default=0)
+        content = pw.BigIntegerField(default=0)
+        target = pw.BlobField(default=b"")
+        has_xattrs = pw.SmallIntegerField(default=0)
+
+        class Meta:
+            primary_key = pw.CompositeKey("space", "ino", "born")
+            without_rowid = is_sqlite
+
+    class Entry(Base):
+        """A name in a directory, for a stretch of its life.
+
+        `vbase` turns the inode's k into the version number of the name: number = vbase + k;
+        a new entry at a name starts where the last one ended (`vlast`, set when the row is
+        closed: vbase + the k that was current then), so numbers are never reused.
+        """
+
+        space = pw.IntegerField(column_name="space_id")
+        parent = pw.BigIntegerField()
+        name = pw.BlobField()
+        born = pw.BigIntegerField()
+        died = pw.BigIntegerField(null=True)
+        ino = pw.BigIntegerField()
+        vbase = pw.BigIntegerField(default=0)
+        vlast = pw.BigIntegerField(default=0)
+
+        class Meta:
+            primary_key = pw.CompositeKey("space", "parent", "name", "born")
+            without_rowid = is_sqlite
+
+    class Extent(Base):
+        """`length` bytes at `offset` of an inode are those of `block` at `block_offset`.
+
+        At any moment the extents of an inode that live then do not overlap.
+        """
+
+        space = pw.IntegerField(column_name="space_id")
+        ino = pw.BigIntegerField()
+        offset = pw.BigIntegerField(column_name="off")
+        born = pw.BigIntegerField()
+        died = pw.BigIntegerField(null=True)
+        length = pw.BigIntegerField()
+        block = pw.BlobField()
+        block_offset = pw.BigIntegerField(default=0)
+
+        class Meta:
+            primary_key = pw.CompositeKey("space", "ino", "offset", "born")
+            without_rowid = is_sqlite
+
+    class Xattr(Base):
+        """An extended attribute, for a stretch of its life."""
+
+        space = pw.IntegerField(column_name="space_id")
+        ino = pw.BigIntegerField()
+        name = pw.BlobField()
+        born = pw.BigIntegerField()
+        died = pw.BigIntegerField(null=True)
+        value = pw.BlobField()
+
+        class Meta:
+            primary_key = pw.CompositeKey("space", "ino", "name", "born")
+            without_rowid = is_sqlite
+
+    class Version(Base):
+        """A content of an inode: its bytes are the extents of `content_ino` alive at `seq`.
+
+        `content_ino` is `ino` itself, except for a conflict that never was current: its
+        bytes belong to a hidden inode that no entry names. `is_sealed` 0: mount `mount` still
+        has it open, and its next write replaces the row instead of adding one.
+        """
+
+        space = pw.IntegerField(column_name="space_id")
+        ino = pw.BigIntegerField()
+        k = pw.BigIntegerField()
+        seq = pw.BigIntegerField()
+        at_ns = pw.BigIntegerField()
+        size = pw.BigIntegerField()
+        mtime_ns = pw.BigIntegerField()
+        mode = pw.IntegerField()
+        author = pw.TextField()
+        device = pw.TextField()
+        mount = pw.TextField()
+        content_ino = pw.BigIntegerField()
+        is_sealed = pw.SmallIntegerField(default=1)
+        is_conflict = pw.SmallIntegerField(default=0)
+        is_pinned = pw.SmallIntegerField(default=0)
+
+        class Meta:
+            primary_key = pw.CompositeKey("space", "ino", "k")
+            without_rowid = is_sqlite
+
+    class Mount(Base):
+        """A mount of a space. `last_op`: the last of its operations that was applied;
+        `results`: msgpack (first_op, [Result]) of its last batch, for a retry."""
+
+        space = pw.IntegerField(column_name="space_id")
+        id = pw.TextField()
+        author = pw.TextField()
+        device = pw.TextField()
+        device_id = pw.TextField(default="")
+        label = pw.TextField(default="")
+        last_op = pw.BigIntegerField(default=0)
+        results = pw.BlobField(default=b"")
+        seen_ns = pw.BigIntegerField()
+
+        class Meta:
+            primary_key = pw.CompositeKey("space", "id")
+
+    class FileLock(Base):
+        """A granted lock on bytes [start, stop) of an inode."""
+
+        space = pw.IntegerField(column_name="space_id")
+        ino = pw.BigIntegerField()
+        kind = pw.TextField()  # model.LockKind
+        type = pw.TextField()  # "read" | "write"
+        mount = pw.TextField()
+        owner = pw.TextField()  # the kernel's 64-bit lock owner, in hex
+        start = pw.BigIntegerField()
+        stop = pw.BigIntegerField()
+        pid = pw.BigIntegerField()
+
+        class Meta:
+            indexes = ((("space", "ino"), False), (("space", "mount"), False))
+
+    class LockWait(Base):
+        """Who waits for whom: (mount, owner) waits for (holder_mount, holder_owner)."""
+
+        space = pw.IntegerField(column_name="space_id")
+        mount = pw.TextField()
+        owner = pw.TextField()
+        holder_mount = pw.TextField()
+        holder_owner = pw.TextField()
+        at_ns = pw.BigIntegerField()
+
+        class Meta:
+            indexes = ((("space", "mount", "owner"), False),)
+
+    # ------------------------------------------------------------ blocks and nodes
+
+    class Node(Base):
+        """A datanode. `wanted` is the admin's word ("" | "failed" | "draining" | "removed");
+        whether it is up, suspect or down follows from `seen_ns`."""
+
+        id = pw.TextField(primary_key=True)
+        url = pw.TextField()
+        zone = pw.TextField(default="")
+        wanted = pw.TextField(default="")
+        boot = pw.TextField(default="")
+        capacity = pw.BigIntegerField(default=0)
+        used = pw.BigIntegerField(default=0)
+        free = pw.BigIntegerField(default=0)
+        blocks = pw.BigIntegerField(default=0)
+        seen_ns = pw.BigIntegerField(default=0)
+        created_ns = pw.BigIntegerField()
+
+    class Block(Base):
+        """A block that some node reported or some client stored. `kept_ns`: when it was last
+        planned or seen; unreferenced for longer than the grace period it is garbage."""
+
+        space = pw.IntegerField(column_name="space_id")
+        block = pw.BlobField()
+        size = pw.IntegerField()
+        kept_ns = pw.BigIntegerField()
+
+        class Meta:
+            primary_key = pw.CompositeKey("space", "block")
+            without_rowid = is_sqlite
+
+    class Replica(Base):
+        """A node has a block. `is_bad`: it did not match its name when last read; it counts
+        for nothing, and is dropped once good copies exist. `prefix` is the name's first byte."""
+
+        space = pw.IntegerField(column_name="space_id")
+        block = pw.BlobField()
+        node = pw.TextField()
+        prefix = pw.SmallIntegerField()
+        is_bad = pw.SmallIntegerField(default=0)
+
+        class Meta:
+            primary_key = pw.CompositeKey("space", "block", "node")
+            indexes = ((("node", "prefix"), False),)
+            without_rowid = is_sqlite
+
+    every = [
+        Meta, User, Device, Audit, Space, CommitLog, Inode, Entry, Extent, Xattr, Version,
+        Mount, FileLock, LockWait, Node, Block, Replica,
+    ]  # fmt: skip
+    return SimpleNamespace(**{model.__name__: model for model in every}, all=every)
+
+
+PARTIAL_INDEXES = (
+    "CREATE UNIQUE INDEX IF NOT EXISTS inode_now ON inode (space_id, ino) WHERE died IS NULL",
+    "CREATE UNIQUE INDEX IF NOT EXISTS entry_now ON entry (space_id, parent, name)"
+    " WHERE died IS NULL",
+    "CREATE INDEX IF NOT EXISTS entry_ino ON entry (space_id, ino)",
+    "CREATE UNIQUE INDEX IF NOT EXISTS extent_now ON extent (space_id, ino, off)"
+    " WHERE died IS NULL",
+    "CREATE INDEX IF NOT EXISTS extent_block ON extent (space_id, block)",
+    "CREATE UNIQUE INDEX IF NOT EXISTS xattr_now ON xattr (space_id, ino, name) WHERE died IS NULL",
+)
+"""What peewee's own index declarations cannot say the same way on both databases."""
+
+
+def create(db: pw.Database, models: Any) -> None:
+    """Create what is missing; idempotent."""
+    db.create_tables(models.all, safe=True)
+    for statement in PARTIAL_INDEXES:
+        db.execute_sql(statement)  # type: ignore[no-untyped-call]
