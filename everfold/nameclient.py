@@ -82,8 +82,8 @@ class NameClient:
         answer: wire.Feed = self._call("feed", ask, ask.wait_s + CALL_TIMEOUT_S)
         return answer
 
-    def set_lock(self, ask: wire.SetLock) -> wire.Done:
-        answer: wire.Done = self._call("set-lock", ask)
+    def set_lock(self, ask: wire.SetLock) -> wire.Granted:
+        answer: wire.Granted = self._call("set-lock", ask)
         return answer
 
     def test_lock(self, ask: wire.TestLock) -> wire.Blocking:

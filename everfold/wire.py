@@ -484,6 +484,16 @@ class SetLock(Record, frozen=True):
     is_waiting: bool = False
 
 
+class Granted(Record, frozen=True):
+    """The lock is taken or dropped; `seq` is the space's commit number at that moment.
+
+    A mount that took a lock first follows the feed up to `seq`, so that it sees all that was
+    written under the lock before.
+    """
+
+    seq: Seq
+
+
 class TestLock(Record, frozen=True):
     """Ask which lock would stand in the way of this one (as F_GETLK)."""
 
@@ -673,7 +683,7 @@ CALLS: Final[dict[str, tuple[type[Record], type[Record]]]] = {
     "locate": (Locate, Located),
     "report-bad": (ReportBad, Done),
     "feed": (FeedPoll, Feed),
-    "set-lock": (SetLock, Done),
+    "set-lock": (SetLock, Granted),
     "test-lock": (TestLock, Blocking),
     "drop-locks": (DropLocks, Done),
     "history": (GetHistory, History),

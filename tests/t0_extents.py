@@ -1,0 +1,81 @@
+"""The algebra of extents against the simplest correct thing: one source per byte."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from everfold.extents import Piece, PieceMap
+
+SPAN = 60
+Cell = tuple[str, int] | None
+
+ops = st.lists(
+    st.tuples(
+        st.sampled_from(["lay", "erase", "cut", "erase_same"]),
+        st.integers(0, SPAN - 1),
+        st.integers(1, 20),
+        st.sampled_from("abc"),
+        st.integers(0, 30),
+    ),
+    max_size=30,
+)
+
+
+def cells_of(pieces: PieceMap[str]) -> list[Cell]:
+    cells: list[Cell] = [None] * (SPAN + 30)
+    for piece in pieces:
+        for i in range(piece.length):
+            assert cells[piece.offset + i] is None, "pieces overlap"
+            cells[piece.offset + i] = (piece.source, piece.at + i)
+    return cells
+
+
+@given(ops)
+def test_a_piece_map_equals_an_array_of_bytes(steps: list[tuple[str, int, int, str, int]]) -> None:
+    pieces: PieceMap[str] = PieceMap()
+    model: list[Cell] = [None] * (SPAN + 30)
+    for verb, offset, length, source, at in steps:
+        if verb == "lay":
+            pieces.lay(offset, length, source, at)
+            model[offset : offset + length] = [(source, at + i) for i in range(length)]
+        elif verb == "erase":
+            gone = pieces.erase(offset, length)
+            assert sum(p.length for p in gone) == sum(
+                c is not None for c in model[offset : offset + length]
+            )
+            model[offset : offset + length] = [None] * length
+        elif verb == "cut":
+            pieces.cut(offset)
+            model[offset:] = [None] * (len(model) - offset)
+        else:
+            pieces.erase_same(offset, length, source, at)
+            for i in range(length):
+                if model[offset + i] == (source, at + i):
+                    model[offset + i] = None
+
+        assert cells_of(pieces) == model
+
+
+@given(ops, st.integers(0, SPAN), st.integers(1, 25))
+def test_slices_and_gaps_tile_a_range(
+    steps: list[tuple[str, int, int, str, int]], start: int, length: int
+) -> None:
+    pieces: PieceMap[str] = PieceMap()
+    for _, offset, size, source, at in steps:
+        pieces.lay(offset, size, source, at)
+
+    covered = [(p.offset, p.length) for p in pieces.slices(start, length)]
+    tiles = sorted(covered + pieces.gaps(start, length))
+
+    assert tiles[0][0] == start
+    assert sum(size for _, size in tiles) == length
+    assert all(a + n == b for (a, n), (b, _) in zip(tiles, tiles[1:], strict=False))
+
+
+def test_writes_that_continue_each_other_become_one_piece() -> None:
+    pieces: PieceMap[str] = PieceMap()
+    for i in range(100):
+        pieces.lay(i * 10, 10, "segment", i * 10)
+
+    assert list(pieces) == [Piece(0, 1000, "segment", 0)]
