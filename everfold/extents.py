@@ -88,17 +88,16 @@ class PieceMap(Generic[S]):
         if length <= 0:
             return []
         displaced = self.erase(offset, length)
-        index = bisect_right(self._starts, offset)
-        if index and (last := self._pieces[index - 1]).end == offset:
-            if last.source == source and last.at + last.length == at:
-                offset, length, at = last.offset, last.length + length, last.at
-                index -= 1
-                self._replace(index, index + 1, [])
-        if index < len(self._pieces) and (after := self._pieces[index]).offset == offset + length:
-            if after.source == source and after.at == at + length:
-                length += after.length
-                self._replace(index, index + 1, [])
-        self._replace(index, index, [Piece(offset, length, source, at)])
+        piece = Piece(offset, length, source, at)
+        first = last = bisect_right(self._starts, offset)
+        if first and _continues(self._pieces[first - 1], piece):
+            first -= 1
+            before = self._pieces[first]
+            piece = Piece(before.offset, before.length + length, source, before.at)
+        if last < len(self._pieces) and _continues(piece, self._pieces[last]):
+            piece = piece._replace(length=piece.length + self._pieces[last].length)
+            last += 1
+        self._replace(first, last, [piece])
         return displaced
 
     def erase_same(self, offset: int, length: int, source: S, at: int) -> list[Piece[S]]:
@@ -154,6 +153,14 @@ class PieceMap(Generic[S]):
     def _replace(self, first: int, last: int, pieces: list[Piece[S]]) -> None:
         self._pieces[first:last] = pieces
         self._starts[first:last] = [piece.offset for piece in pieces]
+
+
+def _continues(piece: Piece[S], after: Piece[S]) -> bool:
+    return (
+        piece.end == after.offset
+        and piece.source == after.source
+        and piece.at + piece.length == after.at
+    )
 
 
 def from_extents(extents: Iterable[Extent]) -> PieceMap[BlockId]:

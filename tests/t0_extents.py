@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,7 +72,7 @@ def test_slices_and_gaps_tile_a_range(
 
     assert tiles[0][0] == start
     assert sum(size for _, size in tiles) == length
-    assert all(a + n == b for (a, n), (b, _) in zip(tiles, tiles[1:], strict=False))
+    assert all(a + n == b for (a, n), (b, _) in itertools.pairwise(tiles))
 
 
 def test_writes_that_continue_each_other_become_one_piece() -> None:
