@@ -35,7 +35,8 @@ def tables(db: pw.Database) -> SimpleNamespace:
 
     class Meta(Base):
         """Facts of the cluster: `schema`, `nodes_gen` (moves on with every change of a
-        node's state), `cluster_id`."""
+        node's state), `node_states` (JSON, as `nodes_gen` last told them), `cluster_id`,
+        `planner` (JSON: which process plans repairs, until when)."""
 
         key = pw.TextField(primary_key=True)
         value = pw.TextField()
@@ -240,6 +241,7 @@ def tables(db: pw.Database) -> SimpleNamespace:
         last_op = pw.BigIntegerField(default=0)
         results = pw.BlobField(default=b"")
         seen_ns = pw.BigIntegerField()
+        is_read_only = pw.SmallIntegerField(default=0)  # as it said itself; its commits fail
 
         class Meta:
             primary_key = pw.CompositeKey("space", "id")
@@ -305,8 +307,9 @@ def tables(db: pw.Database) -> SimpleNamespace:
             without_rowid = is_sqlite
 
     class Replica(Base):
-        """A node has a block. `is_bad`: it did not match its name when last read; it counts
-        for nothing, and is dropped once good copies exist. `prefix` is the name's first byte."""
+        """A node has a block. `is_bad`: it did not match its name when last read (1: a reader
+        said so, 2: the node found so itself and put it aside); it counts for nothing, and is
+        dropped once good copies exist. `prefix` is the name's first byte."""
 
         space = pw.IntegerField(column_name="space_id")
         block = pw.BlobField()
@@ -319,9 +322,28 @@ def tables(db: pw.Database) -> SimpleNamespace:
             indexes = ((("node", "prefix"), False),)
             without_rowid = is_sqlite
 
+    class Task(Base):
+        """A command that waits for a node's next beat (`sent_ns` 0) or whose outcome the node
+        has not told yet. `kind`: "copy" | "drop" | "verify" | "list"; of "list", `block` is the
+        prefix byte and `space` 0. A task says what was decided, not what is: losing one is
+        harmless, the planner decides again."""
+
+        node = pw.TextField()
+        kind = pw.TextField()
+        space = pw.IntegerField(column_name="space_id")
+        block = pw.BlobField()
+        size = pw.IntegerField(default=0)
+        queued_ns = pw.BigIntegerField()
+        sent_ns = pw.BigIntegerField(default=0)
+
+        class Meta:
+            primary_key = pw.CompositeKey("node", "kind", "space", "block")
+            indexes = ((("space", "block"), False),)
+            without_rowid = is_sqlite
+
     every = [
         Meta, User, Device, Audit, Space, CommitLog, Inode, Entry, Extent, Xattr, Version,
-        Mount, FileLock, LockWait, Node, Block, Replica,
+        Mount, FileLock, LockWait, Node, Block, Replica, Task,
     ]  # fmt: skip
     return SimpleNamespace(**{model.__name__: model for model in every}, all=every)
 
