@@ -1,0 +1,53 @@
+# Everything a fresh machine needs: `make run` and `make test`. The rest is for those who work on it.
+#
+#   make run   [MOUNT=./Everfold] [DATA=./.everfold] [PORT=5000]   the whole system, until Ctrl-C
+#   make test  [ARGS="tests/t0_*.py -x"]                           the test suite
+#   make check                                                     format, lint, types
+#   make bench                                                     the small benchmark, beside local disk
+#   make soak                                                      the long tests
+#   make clean                                                     remove .venv and caches, never data
+
+PYTHON ?= python3
+MOUNT ?= ./Everfold
+DATA ?= ./.everfold
+PORT ?= 5000
+ARGS ?=
+
+PY := .venv/bin/python
+READY := .venv/.ready
+
+.PHONY: run test check bench soak clean
+.DELETE_ON_ERROR:
+
+run: $(READY)
+	@exec $(PY) -m tools up --data "$(DATA)" --mount "$(MOUNT)" --port $(PORT)
+
+test: $(READY)
+	$(PY) -m pytest -m "not soak" $(ARGS)
+
+check: $(READY)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+bench: $(READY)
+	$(PY) -m tools.bench $(ARGS)
+
+soak: $(READY)
+	$(PY) -m pytest -m soak $(ARGS)
+
+# Made again only when what is to be installed changes.
+$(READY): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Everfold needs Python 3.10 or later; choose one with PYTHON=" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { echo "This Python cannot make a venv: apt install python3-venv" >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv (once)..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  --config-settings editable_mode=compat -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

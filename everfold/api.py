@@ -1,0 +1,154 @@
+"""The nameserver's JSON routes, for people's programs: `Api` is the public Python client.
+
+What a mount needs goes through `nameclient`; this is for tools and scripts, where a request a
+second is much. Every failure is an `EverfoldError` of the kind that the server raised, TIMEOUT
+or UNAVAILABLE when there was no answer. Nothing is retried, except where a method says so.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import requests
+
+from everfold.errors import EverfoldError, Kind
+from everfold.http import error_of
+from everfold.log import request_id
+from everfold.wire import REQUEST_ID
+
+CONNECT_S = 2.0
+TIMEOUT_S = 10.0
+LONG_S = 600.0  # a walk over everything
+
+Json = dict[str, Any]
+
+
+class Api:
+    """One nameserver, as one user (or nobody, before `login`). Not for several threads."""
+
+    def __init__(self, server: str, token: str = "") -> None:
+        parts = urlsplit(server)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise EverfoldError(Kind.INVALID, "not the URL of a server (http://host:port)", server)
+        self.server = server.rstrip("/")
+        self.token = token
+        self._session = requests.Session()
+        self._session.trust_env = False  # a proxy of the desktop is not meant for a cluster
+
+    def __enter__(self) -> Api:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def call(
+        self, method: str, path: str, body: Json | None = None, timeout_s: float = TIMEOUT_S
+    ) -> Any:
+        """Return the JSON that a route answers; raise the error that it answers."""
+        headers = {REQUEST_ID: request_id()}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        try:
+            answer = self._session.request(
+                method,
+                self.server + path,
+                json=body,
+                headers=headers,
+                timeout=(CONNECT_S, timeout_s),
+                allow_redirects=False,
+            )
+        except requests.Timeout as err:
+            raise EverfoldError(Kind.TIMEOUT, f"no answer in {timeout_s:g} s", self.server) from err
+        except requests.ConnectionError as err:
+            raise EverfoldError(
+                Kind.UNAVAILABLE, "cannot reach the nameserver", self.server
+            ) from err
+        except requests.RequestException as err:
+            raise EverfoldError(Kind.INVALID, f"cannot ask: {err}", self.server) from err
+        if not 200 <= answer.status_code < 300:
+            raise error_of(answer.status_code, answer.content, self.server)
+        if answer.status_code == 204 or not answer.content:
+            return None
+        try:
+            return answer.json()
+        except ValueError as err:
+            raise EverfoldError(
+                Kind.INTERNAL, "this is not an Everfold nameserver", self.server
+            ) from err
+
+    # ------------------------------------------------------------ who am I
+
+    def login(self, username: str, password: str, device: str = "") -> Json:
+        """Log in and use the token from now on; `device` registers one and binds the token to it.
+
+        UNAUTHENTICATED for a wrong name or password, RATE_LIMITED after too many.
+        """
+        body = {"username": username, "password": password}
+        if device:
+            body["device"] = device
+        answer: Json = self.call("POST", "/api/auth/login", body)
+        self.token = str(answer["token"])
+        return answer
+
+    def profile(self) -> Json:
+        """Return who the token belongs to."""
+        answer: Json = self.call("GET", "/api/auth/profile")
+        return answer
+
+    # ------------------------------------------------------------ the cluster
+
+    def nodes(self) -> list[Json]:
+        """Return every datanode: id, url, state, used, capacity, blocks."""
+        answer = self.call("GET", "/admin/system/nodes")
+        found: list[Json] = answer["nodes"] if isinstance(answer, dict) else answer
+        return found
+
+    def fail_node(self, node: str) -> Json:
+        """Declare a datanode dead; NOT_FOUND when there is none of that name."""
+        answer: Json = self.call("POST", f"/admin/system/fail-node/{quote(node, safe='')}")
+        return answer
+
+    def repair_node(self, node: str) -> Json:
+        """Take a datanode back; what it still has is counted before anything is copied."""
+        answer: Json = self.call("POST", f"/admin/system/repair-node/{quote(node, safe='')}")
+        return answer
+
+    def status(self) -> Json:
+        """Return the cluster's figures: blocks, under_replicated, missing, corrupt, nodes, …"""
+        answer: Json = self.call("GET", "/admin/system")
+        return answer
+
+    def fsck(self) -> Json:
+        """Walk tree, extents and replica map on the server and ask the nodes; may take long."""
+        answer: Json = self.call("POST", "/admin/fsck", timeout_s=LONG_S)
+        return answer
+
+    # ------------------------------------------------------------ people
+
+    def users(self) -> list[Json]:
+        """Return every user, without secrets."""
+        answer = self.call("GET", "/admin/users")
+        found: list[Json] = answer["users"] if isinstance(answer, dict) else answer
+        return found
+
+    def add_user(self, username: str, password: str, role: str = "user", quota: int = 0) -> Json:
+        """Make a user; EXISTS when the name is taken."""
+        body = {"username": username, "password": password, "role": role, "quota": quota}
+        answer: Json = self.call("POST", "/admin/users", body)
+        return answer
+
+    def set_password(self, username: str, password: str) -> None:
+        """Set a user's password; the tokens given for the old one are dead."""
+        path = f"/admin/users/{quote(username, safe='')}/password"
+        self.call("PUT", path, {"password": password})

@@ -1,0 +1,61 @@
+"""What gets installed: the packages as they stand, and the four commands.
+
+The packages are listed by hand: a search would pick up `tests`, and a new folder is a decision.
+"""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="everfold",
+    version="0.1.0",
+    description="A folder that never forgets and never loses: versioned, replicated, mounted",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=[
+        "everfold",
+        "everfold.stores",
+        "mount",
+        "mount.kernel",
+        "nameserver",
+        "nameserver.tree",
+        "datanode",
+        "tools",
+    ],
+    install_requires=[
+        "bcrypt>=4.1",
+        "blake3>=1.0",
+        "flask>=3.0",
+        "flask-httpauth>=4.8",
+        "gunicorn>=22.0",
+        "itsdangerous>=2.1",
+        "mfusepy>=3.0",
+        "msgspec>=0.18",
+        "peewee>=3.17",
+        "psycopg[binary]>=3.1",
+        "requests>=2.31",
+        "urllib3>=2.0",
+        "xattr>=1.1",
+    ],
+    extras_require={
+        "dev": [
+            "hypothesis>=6.100",
+            "mypy>=1.10",
+            "pyjwt>=2.8",
+            "pytest>=8.0",
+            "pytest-timeout>=2.3",
+            "ruff>=0.6",
+            "types-requests",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "everfold=tools.__main__:main",
+            "everfold-nameserver=nameserver.__main__:main",
+            "everfold-datanode=datanode.__main__:main",
+            "everfold-mount=mount.__main__:main",
+        ],
+    },
+)
