@@ -1,0 +1,287 @@
+"""Staging: bytes survive the process, segments go when nobody needs them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from everfold.errors import EverfoldError, Kind
+from mount.staging import Place, Staging
+
+
+def segments(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.glob("segment-*"))
+
+
+def test_a_piece_is_read_back_whole_and_in_part(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    first = staging.append(b"hello")
+    second = staging.append(memoryview(b"a wider world"))
+
+    assert staging.read(first, 5) == b"hello"
+    assert staging.read(second, 5, skip=2) == b"wider"
+    assert staging.used_bytes == 18
+    staging.close()
+
+
+def test_a_piece_never_spans_segments(tmp_path: Path) -> None:
+    staging = Staging(tmp_path, segment_bytes=10)
+    places = [staging.append(bytes([65 + i]) * 4) for i in range(5)]
+
+    assert [place.segment for place in places] == [1, 1, 2, 2, 3]
+    assert [staging.read(place, 4) for place in places] == [b"AAAA", b"BBBB", b"CCCC"] + [
+        b"DDDD",
+        b"EEEE",
+    ]
+    staging.close()
+
+
+@pytest.mark.parametrize("size", [0, 11])
+def test_a_piece_that_fits_no_segment_is_refused(tmp_path: Path, size: int) -> None:
+    staging = Staging(tmp_path, segment_bytes=10)
+
+    with pytest.raises(EverfoldError) as caught:
+        staging.append(b"x" * size)
+
+    assert caught.value.kind is Kind.INVALID
+    staging.close()
+
+
+def test_a_full_segment_is_unlinked_when_its_last_byte_is_released(tmp_path: Path) -> None:
+    staging = Staging(tmp_path, segment_bytes=10)
+    first, second, third = (staging.append(b"x" * 5) for _ in range(3))
+    staging.release(first.segment, 5)
+    assert len(segments(tmp_path)) == 2
+
+    staging.release(second.segment, 5)
+
+    assert segments(tmp_path) == ["segment-0000000002"]
+    assert staging.used_bytes == 5
+    with pytest.raises(EverfoldError) as caught:
+        staging.read(first, 5)
+    assert caught.value.kind is Kind.STALE
+    assert staging.read(third, 5) == b"xxxxx"
+    staging.close()
+
+
+def test_a_segment_released_before_it_is_full_goes_when_the_next_one_opens(
+    tmp_path: Path,
+) -> None:
+    staging = Staging(tmp_path, segment_bytes=10)
+    place = staging.append(b"x" * 8)
+    staging.release(place.segment, 8)
+    assert segments(tmp_path) == ["segment-0000000001"]
+
+    staging.append(b"y" * 8)
+
+    assert segments(tmp_path) == ["segment-0000000002"]
+    staging.close()
+
+
+def test_a_segment_number_is_never_used_again(tmp_path: Path) -> None:
+    seen = set()
+    for _ in range(4):
+        staging = Staging.open(tmp_path, segment_bytes=10)
+        staging.keep_only(set())
+        place = staging.append(b"x" * 8)
+        assert place.segment not in seen
+        seen.add(place.segment)
+        staging.release(place.segment, 8)
+        staging.close()
+
+    assert len(segments(tmp_path)) == 1
+
+
+def test_what_was_staged_is_readable_after_a_restart(tmp_path: Path) -> None:
+    staging = Staging(tmp_path, segment_bytes=10)
+    places = [staging.append(bytes([65 + i]) * 6) for i in range(3)]
+    staging.close()
+
+    again = Staging.open(tmp_path, segment_bytes=10)
+    again.retain(places[1], 6)
+    again.keep_only({places[1].segment})
+
+    assert again.read(places[1], 6) == b"BBBBBB"
+    assert again.used_bytes == 6
+    assert segments(tmp_path) == ["segment-0000000002", "segment-0000000004"]
+    again.release(places[1].segment, 6)
+    assert segments(tmp_path) == ["segment-0000000004"]
+    again.close()
+
+
+def test_a_recovered_segment_is_not_dropped_before_the_recovery_has_ended(
+    tmp_path: Path,
+) -> None:
+    staging = Staging(tmp_path)
+    place = staging.append(b"x" * 6)
+    staging.close()
+    again = Staging.open(tmp_path)
+    again.retain(place, 3)
+
+    again.release(place.segment, 3)
+
+    assert again.read(place, 6) == b"x" * 6
+    again.close()
+
+
+def test_a_kept_segment_that_was_not_counted_needs_all_its_bytes_released(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    place = staging.append(b"x" * 6)
+    staging.close()
+    again = Staging.open(tmp_path)
+    again.keep_only({place.segment})
+
+    again.release(place.segment, 5)
+    assert again.read(place, 6) == b"x" * 6
+    again.release(place.segment, 1)
+
+    assert segments(tmp_path) == ["segment-0000000002"]
+    again.close()
+
+
+def test_bytes_that_the_disk_lost_are_never_zeros_and_never_short(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    place = staging.append(b"0123456789")
+    staging.close()
+    path = tmp_path / segments(tmp_path)[0]
+    for left in range(10):
+        os.truncate(path, left)
+        again = Staging.open(tmp_path)
+
+        with pytest.raises(EverfoldError) as caught:
+            again.read(place, 10)
+        assert caught.value.kind is Kind.CORRUPT
+        with pytest.raises(EverfoldError):
+            again.retain(place, 10)
+        again.close()
+
+
+def test_a_killed_process_loses_nothing_that_it_appended(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        staging = Staging(tmp_path, segment_bytes=1000)
+        for i in range(50):
+            place = staging.append(bytes([i]) * 100)
+            os.write(writer, b"%d %d\n" % place)
+        os.kill(os.getpid(), 9)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        places = [Place(*map(int, line.split())) for line in pipe]
+    os.waitpid(child, 0)
+
+    again = Staging.open(tmp_path, segment_bytes=1000)
+
+    assert [again.read(place, 100) for place in places] == [bytes([i]) * 100 for i in range(50)]
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(errno.ENOSPC, Kind.NO_SPACE), (errno.EIO, Kind.UNAVAILABLE)]
+)
+def test_a_disk_that_refuses_half_way_leaves_nothing_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: Kind
+) -> None:
+    staging = Staging(tmp_path)
+    before = staging.append(b"before")
+    real = os.pwrite
+
+    def refusing(fd: int, data: bytes, offset: int) -> int:
+        if len(data) < 5:
+            raise OSError(code, os.strerror(code))
+        return real(fd, data[:5], offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refusing)
+        with pytest.raises(EverfoldError) as caught:
+            staging.append(b"too much")
+    after = staging.append(b"after")
+
+    assert caught.value.kind is kind
+    assert after == Place(before.segment, 6)
+    assert staging.read(after, 5) == b"after"
+    assert staging.used_bytes == 11
+    staging.close()
+
+
+def test_a_failed_sync_is_never_followed_by_a_false_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = Staging(tmp_path, segment_bytes=10)
+    place = staging.append(b"x" * 10)
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", failing)
+        with pytest.raises(EverfoldError):
+            staging.sync()
+    with pytest.raises(EverfoldError) as caught:
+        staging.sync()
+    assert caught.value.kind is Kind.UNAVAILABLE
+    staging.append(b"y")
+    staging.release(place.segment, 10)
+
+    staging.sync()
+    staging.close()
+
+
+def test_only_what_was_appended_since_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = Staging(tmp_path, segment_bytes=10)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    first = staging.append(b"x" * 10)
+    second = staging.append(b"x" * 10)
+
+    staging.sync()
+    assert synced == [staging.segment_fd(first.segment), staging.segment_fd(second.segment)]
+    synced.clear()
+    staging.sync()
+    assert synced == []
+    third = staging.append(b"x")
+    staging.sync()
+
+    assert synced == [staging.segment_fd(third.segment)]
+    staging.close()
+
+
+def test_threads_never_overwrite_each_other(tmp_path: Path) -> None:
+    staging = Staging(tmp_path, segment_bytes=5000)
+    wrong: list[str] = []
+
+    def work(mark: int) -> None:
+        for i in range(100):
+            data = bytes([mark, i]) * (50 + i)
+            place = staging.append(data)
+            if staging.read(place, len(data)) != data:
+                wrong.append(f"{mark}/{i}")
+            staging.release(place.segment, len(data))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
+    assert staging.used_bytes == 0
+    assert len(segments(tmp_path)) == 1
+    staging.close()
+
+
+def test_nothing_is_appended_after_close(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    staging.close()
+    staging.close()
+
+    with pytest.raises(EverfoldError) as caught:
+        staging.append(b"late")
+
+    assert caught.value.kind is Kind.UNAVAILABLE
