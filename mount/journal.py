@@ -65,11 +65,10 @@ class Journal:
         try:
             self._take_directory()
             self._recover()
-        except OSError as err:
+        except BaseException as err:
             os.close(self._lock_fd)
-            raise disk_error(err, directory) from err
-        except EverfoldError:
-            os.close(self._lock_fd)
+            if isinstance(err, OSError):
+                raise disk_error(err, directory) from err
             raise
 
     def _take_directory(self) -> None:

@@ -285,9 +285,11 @@ def _rewrite(directory: Path, run: Run, boot: str) -> Run:
     for number, body in run.records():
         if not pieces:
             first = number
+        elif number != after:
+            pieces.append(pack_frame(FrameKind.SKIP, number - 1))
         pieces.append(pack_frame(FrameKind.RECORD, number, body))
         after = number + 1
-    if pieces and after != run.next_number:
+    if after != run.next_number:
         pieces.append(pack_frame(FrameKind.SKIP, run.next_number - 1))
     if run.trimmed:
         pieces.append(pack_frame(FrameKind.TRIM, run.trimmed))

@@ -33,10 +33,7 @@ def test_a_piece_never_spans_segments(tmp_path: Path) -> None:
     places = [staging.append(bytes([65 + i]) * 4) for i in range(5)]
 
     assert [place.segment for place in places] == [1, 1, 2, 2, 3]
-    assert [staging.read(place, 4) for place in places] == [b"AAAA", b"BBBB", b"CCCC"] + [
-        b"DDDD",
-        b"EEEE",
-    ]
+    assert b"".join(staging.read(place, 4) for place in places) == b"AAAABBBBCCCCDDDDEEEE"
     staging.close()
 
 
