@@ -143,13 +143,35 @@ def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def from_args(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
     """Return the settings of a command that used `add_flags`."""
-    flags = {
-        setting.name: getattr(args, setting.field)
-        for setting in SETTINGS
-        if getattr(args, setting.field, None) is not None
-    }
+    return load(_flags(args), environ, _file(args, environ))
+
+
+def given(args: argparse.Namespace, environ: Mapping[str, str]) -> set[str]:
+    """Return the names of the settings that somebody said, wherever."""
+    path = _file(args, environ)
+    said = {*_flags(args), *environ, *(read_file(path) if path else ())}
+    return said & set(_BY_NAME)
+
+
+def _flags(args: argparse.Namespace) -> dict[str, str]:
+    values = {setting.name: getattr(args, setting.field, None) for setting in SETTINGS}
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _file(args: argparse.Namespace, environ: Mapping[str, str]) -> Path | None:
     path = getattr(args, "config", None) or environ.get(CONFIG_FILE)
-    return load({k: str(v) for k, v in flags.items()}, environ, Path(path) if path else None)
+    return Path(path) if path else None
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """Return the settings as `load` reads them, to hand them on to another process."""
+    values: dict[str, str] = {}
+    for setting in SETTINGS:
+        value = getattr(settings, setting.field)
+        values[setting.name] = (
+            ",".join(sorted(value)) if isinstance(value, frozenset) else str(value)
+        )
+    return {name: value for name, value in values.items() if value}
 
 
 def load(

@@ -1,0 +1,1 @@
+"""The `everfold` command: one file a verb."""

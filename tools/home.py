@@ -1,0 +1,128 @@
+"""What the tools remember of a person: logins and mounts, under ``$EVERFOLD_HOME``.
+
+Layout: ``logins.json`` (server -> user and token file, and which server is the current one),
+``tokens/`` (one bare token a file, as mounts read them), ``mounts/KEY.json`` (a running mount)
+and ``mounts/KEY/`` (its cache, journal and log; outlives the mount: what was not yet shipped
+is in it). Everything is mode 0600/0700 and replaced by rename, never rewritten in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from everfold.errors import EverfoldError, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who the tools are at a server."""
+
+    server: str
+    username: str
+    token_file: Path
+
+    @property
+    def token(self) -> str:
+        """Read the token."""
+        return self.token_file.read_text(encoding="ascii").strip()
+
+
+@dataclass(frozen=True, slots=True)
+class MountRecord:
+    """A mount that `everfold mount` started."""
+
+    pid: int
+    mountpoint: str
+    server: str
+    space: str
+    driver: str
+    log: str
+    token_file: str
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file, mode 0600; a reader sees the old or the new content, never a part."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(fresh).replace(path)
+    except BaseException:
+        Path(fresh).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """Return what a state file holds, None when there is none; INVALID when it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as err:
+        raise EverfoldError(Kind.INVALID, f"cannot read it: {err}", str(path)) from err
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Home:
+    """The folder; made when something is first written."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or Path(os.environ.get("EVERFOLD_HOME") or "~/.config/everfold")
+        self.path = self.path.expanduser().absolute()
+
+    # ------------------------------------------------------------ logins
+
+    def save_login(self, server: str, username: str, token: str) -> Login:
+        """Remember a login and make its server the current one."""
+        token_file = self.path / "tokens" / _key(server)
+        write_private(token_file, token + "\n")
+        known = read_json(self.path / "logins.json") or {"logins": {}}
+        known["current"] = server
+        known["logins"][server] = {"username": username, "token_file": str(token_file)}
+        write_private(self.path / "logins.json", json.dumps(known, indent=2))
+        return Login(server, username, token_file)
+
+    def login(self, server: str | None = None) -> Login:
+        """Return the login at `server`, or at the current one; UNAUTHENTICATED without one."""
+        known = read_json(self.path / "logins.json") or {"current": "", "logins": {}}
+        chosen = (server or known["current"]).rstrip("/")
+        entry = known["logins"].get(chosen)
+        if entry is None:
+            where = f"at {chosen} " if chosen else ""
+            raise EverfoldError(
+                Kind.UNAUTHENTICATED,
+                f"not logged in {where}(everfold login --server URL --username U)",
+            )
+        return Login(chosen, entry["username"], Path(entry["token_file"]))
+
+    # ------------------------------------------------------------ mounts
+
+    def mount_folder(self, mountpoint: str) -> Path:
+        """Return the folder for the cache, journal and log of the mount at this place."""
+        return self.path / "mounts" / _key(mountpoint)
+
+    def record_mount(self, record: MountRecord) -> None:
+        """Remember a running mount."""
+        path = self.mount_folder(record.mountpoint).with_suffix(".json")
+        write_private(path, json.dumps(asdict(record), indent=2))
+
+    def mount_at(self, mountpoint: str) -> MountRecord | None:
+        """Return what is remembered of the mount at this place."""
+        form = read_json(self.mount_folder(mountpoint).with_suffix(".json"))
+        return MountRecord(**form) if form else None
+
+    def forget_mount(self, mountpoint: str) -> None:
+        """Forget a mount; its cache and journal stay."""
+        self.mount_folder(mountpoint).with_suffix(".json").unlink(missing_ok=True)

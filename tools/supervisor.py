@@ -1,0 +1,248 @@
+"""Processes that belong together: started, watched, restarted, ended, none left behind.
+
+One thread does everything, so a child may be forked at any moment. The kernel sends SIGTERM to
+each child when the supervisor dies, however it dies; and each child inherits the lock on the
+data directory, so the directory stays locked until the last of them is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from everfold.errors import EverfoldError, Kind
+
+Ready = dict[str, Any]
+
+_PR_SET_PDEATHSIG: Final = 1
+_BACKOFF_S: Final = (0.1, 5.0)  # first and longest pause before a restart
+_STEADY_S: Final = 30.0  # a child that ran so long starts over with the first pause
+_TICK_S: Final = 0.1
+_LOG_MAX: Final = 16 << 20
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass
+class Child:
+    """A process that is to run. `argv()` is asked at every start, so that ports may change."""
+
+    name: str
+    argv: Callable[[], Sequence[str]]
+    log: Path
+    ready_file: Path
+    env: Mapping[str, str]
+    end_s: float = 10.0  # how long an orderly end may take
+    may_end: bool = False  # an end with status 0 is meant, and not to be undone
+    after_kill: Callable[[], None] | None = None  # cleans up what a killed child cannot
+    ready: Ready | None = None
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    restart_at: float = 0.0
+    pause_s: float = field(default=_BACKOFF_S[0])
+
+    def last_words(self) -> str:
+        """Return the last line that it logged."""
+        try:
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1][-300:] if lines else ""
+
+
+class Supervisor:
+    """Use as a context: on leaving, the children are ended in reverse order of their start."""
+
+    def __init__(self, say: Callable[[str], None], inherited: int) -> None:
+        self._say = say
+        self._inherited = inherited
+        self._children: list[Child] = []
+        self._stop_asked = False
+        self._reload_asked = False
+        self._wake: tuple[int, int] = (-1, -1)
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Supervisor:
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake = (reader, writer)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number, action in (
+            (signal.SIGTERM, self._on_stop),
+            (signal.SIGINT, self._on_stop),
+            (signal.SIGHUP, self._on_reload),
+            (signal.SIGCHLD, lambda *_: None),
+        ):
+            self._old[number] = signal.signal(number, action)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_all()
+        for number, action in self._old.items():
+            signal.signal(number, action)
+        signal.set_wakeup_fd(-1)
+        for end in self._wake:
+            os.close(end)
+
+    def _on_stop(self, *_: object) -> None:
+        self._stop_asked = True
+
+    def _on_reload(self, *_: object) -> None:
+        self._reload_asked = True
+
+    @property
+    def is_stopping(self) -> bool:
+        """Tell whether somebody asked for the end."""
+        return self._stop_asked
+
+    # ------------------------------------------------------------ starting
+
+    def start(self, child: Child) -> None:
+        """Start a child and keep it running from now on; it may not be ready yet."""
+        self._children.append(child)
+        self._spawn(child)
+
+    def wait_ready(self, children: Sequence[Child], deadline_s: float) -> bool:
+        """Wait until these are ready; False when the end was asked for meanwhile.
+
+        UNAVAILABLE, with the child's last words, when one ends or is not ready in time.
+        """
+        ends = time.monotonic() + deadline_s
+        while not self._stop_asked:
+            for child in children:
+                self._look_for_ready(child)
+                if child.process is None or child.process.poll() is not None:
+                    raise self._failure(child, "ended at its start")
+            if all(child.ready is not None for child in children):
+                return True
+            if time.monotonic() > ends:
+                late = next(child for child in children if child.ready is None)
+                raise self._failure(late, f"was not ready in {deadline_s:g} s")
+            self._nap()
+        return False
+
+    def _failure(self, child: Child, what: str) -> EverfoldError:
+        words = child.last_words()
+        return EverfoldError(
+            Kind.UNAVAILABLE, f"{what}: {words}" if words else what, f"{child.name} ({child.log})"
+        )
+
+    def _spawn(self, child: Child) -> None:
+        child.ready = None
+        child.ready_file.unlink(missing_ok=True)
+        child.ready_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        child.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if child.log.exists() and child.log.stat().st_size > _LOG_MAX:
+            child.log.replace(child.log.with_suffix(".log.1"))
+        parent = os.getpid()
+        with child.log.open("ab") as log:
+            child.process = subprocess.Popen(
+                list(child.argv()),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=dict(child.env),
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone
+                pass_fds=(self._inherited,),
+                preexec_fn=lambda: _end_with(parent),
+            )
+        child.started = time.monotonic()
+
+    def _look_for_ready(self, child: Child) -> bool:
+        """Take over a child's ready file when it has just appeared."""
+        if child.ready is not None:
+            return False
+        try:
+            text = child.ready_file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return False
+        child.ready = json.loads(text)
+        child.ready_file.unlink()  # the nameserver's may hold the first password
+        return True
+
+    # ------------------------------------------------------------ watching
+
+    def watch(self, on_ready: Callable[[Child], None], on_reload: Callable[[], None]) -> None:
+        """Keep all children running until the end is asked for."""
+        while not self._stop_asked:
+            for child in list(self._children):
+                if child.process is not None:
+                    self._check(child)
+                elif time.monotonic() >= child.restart_at:
+                    self._spawn(child)
+                if self._look_for_ready(child):
+                    self._say(f"{child.name} is back")
+                    on_ready(child)
+            if self._reload_asked:
+                self._reload_asked = False
+                on_reload()
+            self._nap()
+
+    def _check(self, child: Child) -> None:
+        assert child.process is not None
+        status = child.process.poll()
+        if status is None:
+            return
+        if time.monotonic() - child.started > _STEADY_S:
+            child.pause_s = _BACKOFF_S[0]
+        if status == 0 and child.may_end:
+            self._say(f"{child.name} ended, as it was asked to")
+            self._children.remove(child)
+            return
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        words = f": {child.last_words()}" if status > 0 else ""
+        self._say(f"{child.name} ended ({how}){words}; starting it again")
+        child.process = None
+        child.restart_at = time.monotonic() + child.pause_s
+        child.pause_s = min(child.pause_s * 2, _BACKOFF_S[1])
+        if child.after_kill is not None:
+            child.after_kill()
+
+    def _nap(self) -> None:
+        """Wait for a signal (a child's end is one), at most a tick."""
+        reader = self._wake[0]
+        if select.select([reader], [], [], _TICK_S)[0]:
+            with contextlib.suppress(BlockingIOError):
+                os.read(reader, 4096)
+
+    # ------------------------------------------------------------ ending
+
+    def _end_all(self) -> None:
+        while self._children:
+            child = self._children.pop()
+            if child.process is not None:
+                self._end(child, child.process)
+
+    def _end(self, child: Child, process: subprocess.Popen[bytes]) -> None:
+        if process.poll() is None:
+            process.terminate()
+            process.send_signal(signal.SIGCONT)  # a stopped process would never notice
+        try:
+            process.wait(child.end_s)
+        except subprocess.TimeoutExpired:
+            self._say(f"{child.name} does not end by itself; killing it")
+            process.kill()
+            process.wait()
+        if child.after_kill is not None:
+            child.after_kill()
+
+
+def _end_with(parent: int) -> None:
+    """In a fresh child: be sent SIGTERM when `parent` dies, and do not outlive it already."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def python(*args: str) -> list[str]:
+    """Return the command line of a module of ours under this interpreter."""
+    return [sys.executable, "-m", *args]

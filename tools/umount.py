@@ -1,0 +1,84 @@
+"""`everfold umount`: take the folder away once everything in it is in the cluster."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from everfold.errors import EverfoldError, Kind
+from tools import command, mountpoint
+from tools.home import Home
+
+TIMEOUT_S = 300.0
+
+
+def add(verbs: command.Verbs) -> None:
+    """Describe the verb."""
+    parser = command.verb(
+        verbs,
+        "umount",
+        run,
+        summary="unmount a folder",
+        description="Send what is not yet in the cluster, unmount, and end the driver.\n"
+        "A folder that a program works in stays mounted.",
+        example="everfold umount ~/Everfold",
+    )
+    parser.add_argument("dir", metavar="DIR")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Unmount."""
+    where = os.path.realpath(args.dir)
+    home = Home()
+    record = home.mount_at(where)
+    pid = record.pid if record else 0
+    if not mountpoint.is_fuse(where):
+        if record and not _runs(pid):
+            home.forget_mount(where)
+        raise EverfoldError(Kind.INVALID, "nothing is mounted there", where)
+    _settle(where)
+    mountpoint.unmount(where)
+    if pid:
+        _wait_gone(pid, where, args.timeout)
+        home.forget_mount(where)
+    return command.DONE
+
+
+def _settle(where: str) -> None:
+    """Send everything while the folder is still there, so that a failure leaves it mounted."""
+    try:
+        handle = os.open(where, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as err:
+        if mountpoint.is_dead(err):
+            return  # the next mount sends what its driver left
+        raise
+    try:
+        os.fsync(handle)
+    except OSError as err:
+        raise EverfoldError(
+            Kind.UNAVAILABLE, f"not everything is in the cluster yet ({err.strerror})", where
+        ) from err
+    finally:
+        os.close(handle)
+
+
+def _wait_gone(pid: int, where: str, timeout_s: float) -> None:
+    ends = time.monotonic() + timeout_s
+    while _runs(pid):
+        if time.monotonic() > ends:
+            raise EverfoldError(
+                Kind.TIMEOUT, f"unmounted, but its driver (process {pid}) still runs", where
+            )
+        time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    """Tell whether a driver's process runs; a number that another program got since is not it."""
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"mount" in line

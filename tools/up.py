@@ -1,0 +1,336 @@
+"""`everfold up`: a whole cluster in one data directory, in the foreground.
+
+Nameserver, datanodes and mount are processes of their own, exactly as they would be on
+machines of their own; this only starts them in order, keeps them running, and ends them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from everfold import config
+from everfold.api import Api
+from everfold.errors import EverfoldError, Kind
+from tools import command, mountpoint
+from tools.embedded import Chosen, Embedded, is_free
+from tools.home import write_private
+from tools.supervisor import Child, Supervisor, python
+
+READY_S = 60.0
+DRAIN_S = 60.0
+DEFAULT_PORT = 5000
+_PASSED_ON = (
+    "DATABASE_URL",
+    "MIN_REPLICAS",
+    "REGISTRATION",
+    "MAX_FILE_SIZE",
+    "ALLOWED_EXTENSIONS",
+    "DEFAULT_QUOTA",
+    "EVERFOLD_ADMIN_PASSWORD",
+)
+_SECRET_NAMES = ("SECRET_KEY", "JWT_SECRET_KEY", "CLUSTER_SECRET", "EVERFOLD_ADMIN_PASSWORD")
+
+
+def add(verbs: command.Verbs) -> None:
+    """Describe the verb."""
+    parser = command.verb(
+        verbs,
+        "up",
+        run,
+        summary="run a whole cluster on this machine",
+        description="Run nameserver, datanodes and (with --mount) the folder, until Ctrl-C or\n"
+        "SIGTERM. What dies is started again. The data stay in DIR; the next `up` on it\n"
+        "brings everything back.",
+        example="everfold up --data ./.everfold --mount ./Everfold",
+    )
+    parser.add_argument("--data", metavar="DIR", required=True)
+    parser.add_argument("--port", type=int, metavar="N", help="default 5000; 0: any free one")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--mount", metavar="DIR", help="mount the admin's space there")
+    parser.add_argument("--driver", choices=("kernel", "fusepy"), default="kernel")
+    parser.add_argument("--ready-file", metavar="F", help="written as JSON when all is ready")
+    config.add_flags(parser, *(row.field for row in config.SETTINGS if row.field != "storage_path"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the cluster until the end is asked for."""
+    if args.port is not None and not 0 <= args.port <= 65535:
+        raise EverfoldError(Kind.INVALID, "a port is a number from 0 to 65535", "--port")
+    settings = config.from_args(args, os.environ)
+    embedded = Embedded(Path(args.data))
+    with embedded.locked() as lock, Supervisor(command.say, lock) as supervisor:
+        Cluster(embedded, supervisor, settings, args).run()
+    return command.DONE
+
+
+class Cluster:
+    """The children of one `up`, and what they must be told."""
+
+    def __init__(
+        self,
+        embedded: Embedded,
+        supervisor: Supervisor,
+        settings: config.Settings,
+        args: argparse.Namespace,
+    ) -> None:
+        self._embedded = embedded
+        self._supervisor = supervisor
+        self._settings = settings
+        self._host = args.host
+        self._driver = args.driver
+        self._mount = os.path.abspath(args.mount) if args.mount else None
+        self._ready_file = Path(args.ready_file).absolute() if args.ready_file else None
+        own = config.as_environment(settings)
+        self._secrets = {k: own.get(k, v) for k, v in embedded.secrets().items()}
+        self._chosen = self._choose(args)
+        self._admin: dict[str, str] = {"username": self._chosen.admin}
+        self._nameserver = self._make_nameserver()
+        self._nodes = [self._make_node(f"dn{k + 1}") for k in range(self._chosen.nodes)]
+        self._mounter: Child | None = None
+
+    def _choose(self, args: argparse.Namespace) -> Chosen:
+        """Return what was chosen at the first start, with what is said anew now."""
+        settings = self._settings
+        given = config.given(args, os.environ)
+        chosen = self._embedded.chosen() or Chosen(settings.nodes, settings.replicas)
+        if "NODES" in given:
+            if settings.nodes < chosen.nodes:
+                raise EverfoldError(
+                    Kind.INVALID,
+                    f"there are {chosen.nodes} datanodes with blocks on them already",
+                    "--nodes",
+                )
+            chosen.nodes = settings.nodes
+        if "REPLICAS" in given:
+            chosen.replicas = settings.replicas
+        if chosen.replicas > chosen.nodes:
+            raise EverfoldError(
+                Kind.INVALID,
+                f"{chosen.replicas} copies need as many nodes, not {chosen.nodes}",
+                "--replicas",
+            )
+        port = args.port if args.port is not None else chosen.port or DEFAULT_PORT
+        if port and not is_free(self._host, port):
+            raise EverfoldError(
+                Kind.BUSY, "another program listens there; choose with --port", f"port {port}"
+            )
+        if port:
+            chosen.port = port
+        elif not (chosen.port and is_free(self._host, chosen.port)):
+            chosen.port = 0
+        self._embedded.choose(chosen)
+        return chosen
+
+    # ------------------------------------------------------------ the children
+
+    def _environment(self, **own: str) -> dict[str, str]:
+        """Return our environment without any secret, and with what this child is to know."""
+        clean = {k: v for k, v in os.environ.items() if k not in _SECRET_NAMES}
+        return {**clean, "PYTHONPATH": _source_path(), "PYTHONUNBUFFERED": "1", **own}
+
+    def _make_nameserver(self) -> Child:
+        values = config.as_environment(self._settings)
+        told = {name: values[name] for name in _PASSED_ON if name in values}
+        told["REPLICAS"] = str(self._chosen.replicas)
+        told["MIN_REPLICAS"] = str(min(self._settings.min_replicas, self._chosen.replicas))
+        ready = self._embedded.ready_file("nameserver")
+
+        def argv() -> list[str]:
+            return python(
+                "nameserver", "--data", str(self._embedded.path / "nameserver"),
+                "--host", self._host, "--port", str(self._chosen.port),
+                "--ready-file", str(ready),
+            )  # fmt: skip
+
+        env = self._environment(**{**self._secrets, **told})
+        return Child("nameserver", argv, self._embedded.log("nameserver"), ready, env)
+
+    def _make_node(self, name: str) -> Child:
+        ready = self._embedded.ready_file(name)
+        root = self._embedded.path / "nodes" / name
+
+        def argv() -> list[str]:
+            port = self._chosen.node_ports.get(name, 0)
+            if port and not is_free("127.0.0.1", port):
+                port = 0  # somebody took it meanwhile; the next heartbeat tells the new one
+            return python(
+                "datanode", "--id", name, "--root", str(root),
+                "--nameserver", self._url, "--host", "127.0.0.1", "--port", str(port),
+                "--ready-file", str(ready),
+            )  # fmt: skip
+
+        env = self._environment(CLUSTER_SECRET=self._secrets["CLUSTER_SECRET"])
+        return Child(name, argv, self._embedded.log(name), ready, env)
+
+    def _make_mount(self, where: str) -> Child:
+        ready = self._embedded.ready_file("mount")
+
+        def argv() -> list[str]:
+            mountpoint.detach(where)  # of a driver that was killed
+            return python(
+                "mount", where, "--server", self._url, "--foreground",
+                "--token-file", str(self._embedded.token_file),
+                "--cache-dir", str(self._embedded.path / "mount"),
+                "--driver", self._driver, "--ready-file", str(ready),
+            )  # fmt: skip
+
+        child = Child("mount", argv, self._embedded.log("mount"), ready, self._environment())
+        child.end_s, child.may_end = DRAIN_S, True  # `everfold umount` ends it
+        child.after_kill = lambda: mountpoint.detach(where)
+        return child
+
+    @property
+    def _url(self) -> str:
+        assert self._nameserver.ready is not None
+        return str(self._nameserver.ready["url"])
+
+    # ------------------------------------------------------------ the life of it
+
+    def run(self) -> None:
+        """Start everything in order, say so, and keep it running."""
+        if not self._start():
+            return
+        self._write_ready()
+        self._announce()
+        self._supervisor.watch(self._came_back, self._grow)
+        command.say("ending: folder, datanodes, nameserver ...")
+
+    def _start(self) -> bool:
+        """Return False when the end was asked for before everything was ready."""
+        supervisor = self._supervisor
+        supervisor.start(self._nameserver)
+        if not supervisor.wait_ready([self._nameserver], READY_S):
+            return False
+        self._took_port(self._nameserver)
+        self._take_admin()
+        for node in self._nodes:
+            supervisor.start(node)
+        if not supervisor.wait_ready(self._nodes, READY_S):
+            return False
+        for node in self._nodes:
+            self._took_port(node)
+        self._wait_for_nodes()
+        if self._mount:
+            Path(self._mount).mkdir(parents=True, exist_ok=True)
+            self._mounter = self._make_mount(self._mount)
+            supervisor.start(self._mounter)
+            return supervisor.wait_ready([self._mounter], READY_S)
+        return True
+
+    def _took_port(self, child: Child) -> None:
+        assert child.ready is not None
+        port = urlsplit(str(child.ready["url"])).port or 0
+        if child is self._nameserver:
+            self._chosen.port = port
+        else:
+            self._chosen.node_ports[child.name] = port
+        self._embedded.choose(self._chosen)
+
+    def _take_admin(self) -> None:
+        """Get a token of the admin's: with the password when it is known, else the kept one."""
+        assert self._nameserver.ready is not None
+        fresh = self._nameserver.ready.get("admin")
+        if fresh:
+            self._admin = {"username": fresh["username"], "password": fresh["password"]}
+            self._chosen.admin = fresh["username"]
+            self._embedded.choose(self._chosen)
+        username = self._admin["username"]
+        password = self._admin.get("password") or self._settings.admin_password
+        with Api(self._url) as api:
+            if self._embedded.token_file.exists():
+                api.token = self._embedded.token_file.read_text(encoding="ascii").strip()
+                if _is_good(api):
+                    return
+            if not password:
+                raise EverfoldError(
+                    Kind.UNAUTHENTICATED,
+                    f"its token is no longer good; give {username}'s password in"
+                    " EVERFOLD_ADMIN_PASSWORD once",
+                    str(self._embedded.path),
+                )
+            api.login(username, password, device="embedded mount")
+            write_private(self._embedded.token_file, api.token + "\n")
+
+    def _wait_for_nodes(self) -> None:
+        """Wait until the nameserver counts on every node; go on without those that stay away."""
+        ends = time.monotonic() + READY_S
+        token = self._embedded.token_file.read_text(encoding="ascii").strip()
+        ours = {node.name for node in self._nodes}
+        with Api(self._url, token) as api:
+            while time.monotonic() < ends and not self._supervisor.is_stopping:
+                awaited = {
+                    node["id"] for node in api.nodes() if node["state"] in ("down", "suspect")
+                } | (ours - {node["id"] for node in api.nodes()})
+                if not awaited & ours:
+                    return
+                time.sleep(0.05)
+
+    # ------------------------------------------------------------ afterwards
+
+    def _came_back(self, child: Child) -> None:
+        if child is not self._mounter:
+            self._took_port(child)
+        self._write_ready()
+
+    def _grow(self) -> None:
+        """Start the datanodes that `everfold node add` asked for."""
+        asked = self._embedded.chosen()
+        if asked is None or asked.nodes <= self._chosen.nodes:
+            return
+        self._chosen.nodes = asked.nodes
+        for k in range(len(self._nodes), asked.nodes):
+            node = self._make_node(f"dn{k + 1}")
+            command.say(f"{node.name} is new")
+            self._nodes.append(node)
+            self._supervisor.start(node)
+
+    def _report(self) -> dict[str, Any]:
+        nameserver = self._nameserver.ready or {}
+        nodes = [node.ready for node in self._nodes if node.ready is not None]
+        return {
+            "url": self._url,
+            "mount": self._mount,
+            "admin": self._admin,
+            "nameserver": {"pid": nameserver.get("pid")},
+            "nodes": [{key: node[key] for key in ("id", "url", "pid", "root")} for node in nodes],
+        }
+
+    def _write_ready(self) -> None:
+        if self._ready_file is not None and self._nameserver.ready is not None:
+            write_private(self._ready_file, json.dumps(self._report(), indent=2) + "\n")
+
+    def _announce(self) -> None:
+        name = self._admin["username"]
+        print("Everfold is ready.")
+        print(f"  server  {self._url}")
+        if self._mount:
+            print(f"  folder  {self._mount}")
+        if "password" in self._admin:
+            print(f"  admin   {name}, password {self._admin['password']} (shown this once)")
+        else:
+            print(f"  admin   {name}")
+        print(f"  data    {self._embedded.path}")
+        print("Ctrl-C ends it; the data stay.", flush=True)
+
+
+def _is_good(api: Api) -> bool:
+    try:
+        api.profile()
+    except EverfoldError as err:
+        if err.kind in (Kind.UNAUTHENTICATED, Kind.FORBIDDEN):
+            return False
+        raise
+    return True
+
+
+def _source_path() -> str:
+    """Return where our packages lie, so that a clone works from any folder."""
+    own = str(Path(__file__).resolve().parent.parent)
+    known = os.environ.get("PYTHONPATH", "")
+    return f"{own}{os.pathsep}{known}" if known else own

@@ -1,0 +1,103 @@
+"""`everfold user`: who may use the cluster."""
+
+from __future__ import annotations
+
+import argparse
+
+from everfold import config
+from everfold.api import Api
+from everfold.errors import EverfoldError, Kind
+from tools import command
+from tools.home import Home
+from tools.login import read_password
+
+
+def add(verbs: command.Verbs) -> None:
+    """Describe the verb."""
+    parser = command.verb(
+        verbs,
+        "user",
+        run_list,
+        summary="add and list users, set passwords",
+        description="Administer users; needs an admin's login.",
+        example="everfold user list --json",
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    adding = command.verb(
+        actions,
+        "add",
+        run_add,
+        summary="make a user",
+        description="Make a user with a space of their own.",
+        example="echo $PASSWORD | everfold user add ann --quota 50G --password-stdin",
+    )
+    adding.add_argument("username")
+    adding.add_argument("--role", choices=("user", "admin"), default="user")
+    adding.add_argument("--quota", default="0", help="bytes, or 50G; 0: no limit")
+
+    listing = command.verb(
+        actions,
+        "list",
+        run_list,
+        summary="list users",
+        description="List all users.",
+        example="everfold user list --json",
+    )
+    listing.add_argument("--json", action="store_true", help="for programs")
+
+    passwd = command.verb(
+        actions,
+        "passwd",
+        run_passwd,
+        summary="set a password",
+        description="Set a user's password; tokens given for the old one are dead.",
+        example="echo $PASSWORD | everfold user passwd ann --password-stdin",
+    )
+    passwd.add_argument("username")
+    for action in (adding, passwd):
+        action.add_argument("--password-stdin", action="store_true", help="read it from stdin")
+    for action in (adding, listing, passwd):
+        action.add_argument("--server", metavar="URL", help="instead of the one logged in at")
+
+
+def _api(args: argparse.Namespace) -> Api:
+    login = Home().login(args.server)
+    return Api(login.server, login.token)
+
+
+def run_add(args: argparse.Namespace) -> int:
+    """Make a user."""
+    try:
+        quota = config.parse_size(args.quota)
+    except ValueError as err:
+        raise EverfoldError(Kind.INVALID, str(err), "--quota") from err
+    password = read_password(args.password_stdin, f"Password for {args.username}: ")
+    with _api(args) as api:
+        api.add_user(args.username, password, args.role, quota)
+    command.say(f"Added {args.username}.")
+    return command.DONE
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """List users."""
+    with _api(args) as api:
+        users = api.users()
+    if args.json:
+        command.print_json(users)
+        return command.DONE
+    rows = [
+        (user["username"], user["role"], command.size_text(user["quota"]) if user["quota"] else "-")
+        for user in users
+    ]
+    command.print_table(("USER", "ROLE", "QUOTA"), rows)
+    return command.DONE
+
+
+def run_passwd(args: argparse.Namespace) -> int:
+    """Set a password."""
+    password = read_password(args.password_stdin, f"New password of {args.username}: ")
+    with _api(args) as api:
+        api.set_password(args.username, password)
+    command.say(f"The password of {args.username} is changed.")
+    return command.DONE
