@@ -120,12 +120,16 @@ class Staging:
         STALE when the segment was released meanwhile (the bytes are in the cluster then),
         CORRUPT when the disk no longer has them, UNAVAILABLE when it cannot be read.
         """
-        with self._using(place.segment) as segment:
-            data = os.pread(segment.fd, length, place.offset + skip)
+        return self.read_at(place.segment, place.offset + skip, length)
+
+    def read_at(self, segment: int, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset` of a segment on; raises as `read` does."""
+        with self._using(segment) as found:
+            data = os.pread(found.fd, length, offset)
             while len(data) < length:
-                more = os.pread(segment.fd, length - len(data), place.offset + skip + len(data))
+                more = os.pread(found.fd, length - len(data), offset + len(data))
                 if not more:
-                    raise EverfoldError(Kind.CORRUPT, "staged bytes are gone", str(segment.path))
+                    raise EverfoldError(Kind.CORRUPT, "staged bytes are gone", str(found.path))
                 data += more
         return data
 
