@@ -61,6 +61,8 @@ class HttpTransport:
                 preload_content=True,
                 decode_content=False,
             )
+        except urllib3.exceptions.NewConnectionError as err:  # a TimeoutError, for urllib3
+            raise EverfoldError(Kind.UNAVAILABLE, f"cannot reach it: {err}", self.base_url) from err
         except urllib3.exceptions.TimeoutError as err:
             raise EverfoldError(
                 Kind.TIMEOUT, f"no answer in {timeout_s:g} s", self.base_url

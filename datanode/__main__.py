@@ -1,0 +1,105 @@
+"""Start a datanode: read the command line, put the parts together, serve, end in order."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+from datanode import server
+from datanode.app import create_app
+from datanode.auth import Doorkeeper
+from datanode.beat import Beat
+from datanode.commands import Commands
+from datanode.copying import Copier
+from datanode.node import Identity, Node
+from datanode.scrub import Scrub
+from everfold import log
+from everfold.clock import SystemClock
+from everfold.errors import EverfoldError
+from everfold.files import Files
+from everfold.http import HttpTransport
+from everfold.model import NodeId
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="everfold-datanode", description="Keep blocks for an Everfold cluster."
+    )
+    parser.add_argument("--id", required=True, help="this node's name in the cluster: dn1")
+    parser.add_argument("--root", required=True, type=Path, help="folder of the blocks")
+    parser.add_argument("--nameserver", required=True, help="URL that heartbeats go to")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--url", help="how others reach this node (default: host and port)")
+    parser.add_argument("--zone", default="", help="replicas are spread over zones")
+    parser.add_argument("--capacity", type=int, default=0, help="bytes it may use (0: all)")
+    parser.add_argument("--floor", type=int, help="bytes to leave free on the filesystem")
+    parser.add_argument("--scrub-rate", type=float, help="bytes a second")
+    parser.add_argument("--scrub-pause", type=float, default=5.0, help="seconds between prefixes")
+    parser.add_argument("--ready-file", type=Path)
+    parser.add_argument("--log-file", type=Path)
+    parser.add_argument("--log-level", default="INFO")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until SIGTERM; 0 after an orderly end, 1 when it could not start."""
+    args = _parser().parse_args(argv)
+    log.set_up(args.log_level, args.log_file)
+    secret = os.environ.get("CLUSTER_SECRET", "")
+    if not secret:
+        print("everfold-datanode: CLUSTER_SECRET is not set", file=sys.stderr)
+        return 1
+    try:
+        _run(args, secret)
+    except (EverfoldError, OSError) as err:
+        print(f"everfold-datanode: {err}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(args: argparse.Namespace, secret: str) -> None:
+    _raise_file_limit()
+    clock = SystemClock()
+    listener = server.listen(args.host, args.port)
+    port = listener.getsockname()[1]
+    url = args.url or f"http://{args.host}:{port}"
+    with contextlib.ExitStack() as stack:
+        node = Node(
+            Identity(NodeId(args.id), url, args.zone, args.capacity), args.root, floor=args.floor
+        )
+        stack.callback(node.close)
+        copier = Copier(node)
+        commands = Commands(node, copier)
+        stack.callback(commands.close)
+        beat = Beat(node, commands, HttpTransport(args.nameserver), secret, clock)
+        stack.callback(beat.close)
+        scrub = Scrub(node, args.scrub_rate, args.scrub_pause)
+        stack.callback(scrub.close)
+
+        def ready() -> None:
+            beat.start()
+            scrub.start()
+            if args.ready_file:
+                _tell(args.ready_file, {"id": args.id, "url": url, "root": str(args.root)})
+
+        server.serve(create_app(node, Doorkeeper(secret, clock), copier), listener, ready)
+
+
+def _tell(path: Path, facts: dict[str, str]) -> None:
+    form = json.dumps({**facts, "pid": os.getpid()})
+    Files().keep("ready", path.resolve(), [form.encode()], path.resolve().parent)
+
+
+def _raise_file_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

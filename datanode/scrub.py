@@ -1,0 +1,78 @@
+"""Reading everything that is kept, slowly and for ever, to find rot before anyone needs it.
+
+One thread goes round the 256 prefixes: it recounts what is there, then reads and verifies
+each block at a bounded rate. Where it stands is remembered over restarts. Between prefixes
+it tidies packs that are mostly garbage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from pathlib import Path
+
+from datanode.copying import Pace
+from datanode.node import Node
+from everfold.errors import EverfoldError
+
+log = logging.getLogger("datanode.scrub")
+_RATE_MIN = 1024 * 1024
+_PASS_S = 7 * 24 * 3600.0  # a full pass takes so long, unless that is below the least rate
+_PAUSE_S = 5.0
+_PREFIXES = 256
+
+
+class Scrub(threading.Thread):
+    """Scrubs until `close`. `rate` in bytes a second (None: a pass a week, at least 1 MiB/s)."""
+
+    def __init__(self, node: Node, rate: float | None = None, pause_s: float = _PAUSE_S) -> None:
+        super().__init__(name="scrub", daemon=True)
+        self._node = node
+        self._rate = rate
+        self._pause_s = pause_s  # between prefixes
+        self._ended = threading.Event()
+        self._place = node.store.root / "scrub.position"
+        self.passes = 0  # full rounds since the start
+
+    def close(self) -> None:
+        """Stop."""
+        self._ended.set()
+        if self.is_alive():
+            self.join(10)
+
+    def run(self) -> None:
+        """Go round and round."""
+        prefix = self._read_place()
+        while not self._ended.wait(self._pause_s):
+            try:
+                self.scrub(prefix)
+                while not self._ended.is_set() and self._node.store.tidy():
+                    self._node.count("compactions")
+            except EverfoldError as err:
+                log.warning("scrubbing %02x: %s", prefix, err)
+            except Exception:  # a defect must be seen, and must not end the scrubbing
+                log.exception("scrubbing %02x", prefix)
+            prefix = (prefix + 1) % _PREFIXES
+            self.passes += prefix == 0
+            self._write_place(prefix)
+
+    def scrub(self, prefix: int) -> None:
+        """Verify all that is kept under a prefix."""
+        pace = Pace(self._rate or max(_RATE_MIN, self._node.ledger.totals()[1] / _PASS_S))
+        for held in self._node.recount(prefix):
+            if self._ended.wait(pace.delay(held.size)):
+                return
+            self._node.verify(held.space, held.block)
+            self._node.count("scrubbed")
+            self._node.count("scrubbed_bytes", held.size)
+
+    def _read_place(self) -> int:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return int(Path(self._place).read_text()) % _PREFIXES
+        return 0
+
+    def _write_place(self, prefix: int) -> None:
+        """Not durable on purpose: a lost position means that a few blocks are read twice."""
+        with contextlib.suppress(OSError):
+            self._place.write_text(f"{prefix}\n")

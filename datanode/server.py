@@ -1,0 +1,87 @@
+"""Serving a WSGI application with gunicorn's threaded worker, in this very process.
+
+Without gunicorn's arbiter there is no second process: the pid that is known is the pid that
+serves, and stopping, killing or freezing it stops the node, its heartbeat included. One
+process is enough: hashing and all I/O release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.workers import gthread
+
+STALLED_S = 30  # a connection that moves no byte for so long in a request is given up
+_THREADS = 32
+
+
+class _Application(BaseApplication):  # type: ignore[misc]
+    def __init__(self, app: Any, settings: dict[str, Any]) -> None:
+        self._app = app
+        self._settings = settings
+        super().__init__()
+
+    def load_config(self) -> None:
+        for name, value in self._settings.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        return self._app
+
+
+class _Worker(gthread.ThreadWorker):  # type: ignore[misc]
+    def is_parent_alive(self) -> bool:
+        """There is no arbiter to outlive."""
+        return True
+
+    def notify(self) -> None:
+        """There is no arbiter to tell."""
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        conn.sock.settimeout(STALLED_S)
+        return super().handle_request(req, conn)
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """Ctrl-C ends in order, as SIGTERM does."""
+        self.handle_exit(sig, frame)
+
+    def handle_usr1(self, sig: int, frame: Any) -> None:
+        """Nothing: the log is not gunicorn's."""
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        super()._cap_keepalive(0.0)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; port 0 takes a free one."""
+    listener = socket.create_server((host, port), backlog=1024, reuse_port=False)
+    # Inherited by accepted sockets: half a request line must not hold a thread for ever.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", STALLED_S, 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def serve(
+    app: Any, listener: socket.socket, on_ready: Callable[[], None], threads: int = _THREADS
+) -> None:
+    """Serve until SIGTERM or SIGINT; requests being answered are finished. Main thread only."""
+    settings = {
+        "workers": 1,
+        "threads": threads,
+        "worker_class": "gthread",
+        "worker_connections": 1000,
+        "keepalive": 75,
+        "graceful_timeout": 5,
+        "sendfile": True,
+        "post_worker_init": lambda worker: on_ready(),
+    }
+    application = _Application(app, settings)
+    config = application.cfg
+    log = config.logger_class(config)
+    worker = _Worker(0, os.getppid(), [listener], application, 0, config, log)
+    worker.init_process()

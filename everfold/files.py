@@ -1,0 +1,149 @@
+"""The seam to the operating system's files, for everything that must survive a power cut.
+
+Every call that matters passes through a `Files` object under a label. Tests hand in a
+`Files` whose `at` fails or dies at a chosen label; production hands in this one. The
+invariant of `keep`: a path holds all of the bytes or none of them, whatever happens when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from everfold.errors import EverfoldError, Kind
+
+Piece = bytes | bytearray | memoryview
+_IOV_MAX = 1024
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Files:
+    """The file calls that matter. Failures are OSErrors; `translated` turns them into ours."""
+
+    def at(self, label: str) -> None:
+        """Mark the moment before a call; tests override it to fail or to die here."""
+
+    def write(self, label: str, fd: int, pieces: Sequence[Piece], offset: int) -> int:
+        """Write all pieces at `offset`, whatever short writes come; return their total size."""
+        self.at(label)
+        start = offset
+        for some in _batches(pieces):
+            left: list[Piece] = some
+            while left:
+                written = os.pwritev(fd, left, offset)
+                offset += written
+                left = _after(left, written)
+        return offset - start
+
+    def sync(self, label: str, fd: int) -> None:
+        """Return when the file's bytes and size are on the medium."""
+        self.at(label)
+        os.fdatasync(fd)
+
+    def rename(self, label: str, source: Path, target: Path) -> None:
+        """Give a file another name, replacing what bears it; durable after `sync_folder`."""
+        self.at(label)
+        os.rename(source, target)
+
+    def remove(self, label: str, path: Path) -> None:
+        """Remove a name; durable after `sync_folder`."""
+        self.at(label)
+        os.unlink(path)
+
+    def truncate(self, label: str, fd: int, size: int) -> None:
+        """Cut a file."""
+        self.at(label)
+        os.ftruncate(fd, size)
+
+    def sync_folder(self, label: str, path: Path) -> None:
+        """Return when the names in a folder are on the medium."""
+        self.at(label)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def make_folder(self, label: str, path: Path) -> None:
+        """Make a folder and those above it, durably; one that exists is taken as durable."""
+        if path.is_dir():
+            return
+        self.make_folder(label, path.parent)
+        self.at(label)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        self.sync_folder(label, path.parent)
+
+    def sync_all(self, label: str, path: Path) -> None:
+        """Return when everything on the filesystem of `path` is on the medium (syncfs).
+
+        For starts: what a process that died had written, but not synced, is visible and
+        must not be taken for kept before this.
+        """
+        self.at(label)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.syncfs(fd) != 0:
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code), str(path))
+        finally:
+            os.close(fd)
+
+    def keep(self, label: str, path: Path, pieces: Sequence[Piece], temp: Path) -> None:
+        """Put a file in place durably: temp file in `temp`, fsync, rename, fsync of the folder.
+
+        `temp` is a folder on the same filesystem, emptied by its owner at start. On an
+        OSError nothing is left behind. Labels: `<label>.write .sync .rename .folder`.
+        """
+        scratch = temp / secrets.token_hex(8)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            fd = os.open(scratch, flags, 0o600)
+            try:
+                self.write(f"{label}.write", fd, pieces, 0)
+                self.sync(f"{label}.sync", fd)
+            finally:
+                os.close(fd)
+            self.rename(f"{label}.rename", scratch, path)
+        except OSError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(scratch)
+            raise
+        self.sync_folder(f"{label}.folder", path.parent)
+
+
+def _batches(pieces: Sequence[Piece]) -> Iterable[list[Piece]]:
+    for first in range(0, len(pieces), _IOV_MAX):
+        yield list(pieces[first : first + _IOV_MAX])
+
+
+def _after(pieces: list[Piece], written: int) -> list[Piece]:
+    for index, piece in enumerate(pieces):
+        if written < len(piece):
+            return [memoryview(piece)[written:], *pieces[index + 1 :]]
+        written -= len(piece)
+    return []
+
+
+@contextlib.contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn OSErrors into EverfoldErrors: NOT_FOUND, NO_SPACE, else UNAVAILABLE."""
+    try:
+        yield
+    except OSError as err:
+        raise error_of(err, what) from err
+
+
+def error_of(err: OSError, what: str) -> EverfoldError:
+    """Return our form of an error of the disk."""
+    if err.errno == errno.ENOENT:
+        return EverfoldError(Kind.NOT_FOUND, "not kept here", what)
+    if err.errno in _FULL:
+        return EverfoldError(Kind.NO_SPACE, f"the disk is full ({err.strerror})", what)
+    return EverfoldError(Kind.UNAVAILABLE, f"the disk failed: {err}", what)
