@@ -1,0 +1,76 @@
+"""Tell the kernel what to forget: `KernelCache` over the session's descriptor.
+
+A notification may wait for the kernel's own locks (an inode's, a directory's), which a request
+that we have not answered yet may hold. So never call these from the thread that reads
+requests, nor from one that serves a request.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+
+from everfold.model import Ino
+from mount.kernel import abi
+from mount.kernel.abi import Notify
+
+_log = logging.getLogger(__name__)
+
+# The kernel has no such inode or name (any more), or the mount is gone: nothing to forget.
+_NOTHING_TO_FORGET = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
+_ATTRIBUTES_ONLY = -1  # as offset of INVAL_INODE
+
+
+class Notifier:
+    """The `KernelCache` of one mount; while it is closed there is nothing to forget."""
+
+    def __init__(self) -> None:
+        self._open = threading.Lock()  # guards _fd: a closed descriptor's number comes back
+        self._fd = -1
+
+    def open(self, fd: int) -> None:
+        """Begin to tell the kernel behind `fd`."""
+        with self._open:
+            self._fd = fd
+
+    def close(self) -> None:
+        """Stop; afterwards the descriptor may be closed."""
+        with self._open:
+            self._fd = -1
+
+    def forget_entry(self, parent: Ino, name: bytes) -> None:
+        """Drop a name, a remembered absence too."""
+        body = abi.NOTIFY_ENTRY.pack(parent, len(name), 0)
+        self._tell(Notify.INVAL_ENTRY, body + name + b"\0")
+
+    def forget_attr(self, ino: Ino) -> None:
+        """Drop the attributes of an inode, not its pages."""
+        self._tell(Notify.INVAL_INODE, abi.NOTIFY_INODE.pack(ino, _ATTRIBUTES_ONLY, 0))
+
+    def forget_data(self, ino: Ino, offset: int, length: int) -> None:
+        """Drop attributes, and the pages of a range (length 0: to the end)."""
+        self._tell(Notify.INVAL_INODE, abi.NOTIFY_INODE.pack(ino, offset, length))
+
+    def entry_deleted(self, parent: Ino, ino: Ino, name: bytes) -> None:
+        """Drop a name even if it is in use, and tell inotify."""
+        body = abi.NOTIFY_DELETE.pack(parent, ino, len(name), 0)
+        if not self._tell(Notify.DELETE, body + name + b"\0"):
+            # The kernel refuses where it sees something there still: names in a directory,
+            # a mount. Then the name is looked up again at its next use.
+            self.forget_entry(parent, name)
+
+    def _tell(self, code: Notify, body: bytes) -> bool:
+        message = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), code, 0) + body
+        try:
+            with self._open:
+                if self._fd >= 0:
+                    os.write(self._fd, message)
+        except OSError as err:
+            if err.errno in _NOTHING_TO_FORGET:
+                return True
+            if err.errno in (errno.ENOTEMPTY, errno.EBUSY) and code is Notify.DELETE:
+                return False
+            _log.error("the kernel refused %s: %s", code.name, err)
+        return True

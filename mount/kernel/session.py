@@ -1,0 +1,264 @@
+"""The loop: read a request from /dev/fuse, answer it.
+
+One impatient thread (`mount.patience`) reads and answers at once what memory can answer; a
+request that must wait is copied and run again by a bounded pool, so a slow network never
+delays a `stat`. A blocking lock has a thread of its own, because it may wait for hours, and
+FUSE_INTERRUPT ends it. Answers may be written by any thread: one write is one answer.
+
+Errors become errnos here and nowhere else: `EverfoldError` by its kind, anything else is
+logged with its traceback and is EIO.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic, perf_counter_ns
+
+from everfold.errors import EverfoldError, Kind
+from everfold.model import LockType
+from mount import patience
+from mount.filesystem import Filesystem
+from mount.kernel import abi
+from mount.kernel.abi import Init, Opcode
+from mount.kernel.requests import Handler, Payload, Requests, lock_of
+from mount.kernel.workers import Workers
+
+MAX_WRITE = 1 << 20
+_PAGE = 4096
+# Room for the largest request: a WRITE with all its pages, its headers in one more page.
+_BUFFER = MAX_WRITE + _PAGE
+_WANTED = (
+    Init.ASYNC_READ
+    | Init.POSIX_LOCKS
+    | Init.FLOCK_LOCKS
+    | Init.ATOMIC_O_TRUNC
+    | Init.BIG_WRITES
+    | Init.DONT_MASK
+    | Init.DO_READDIRPLUS
+    | Init.READDIRPLUS_AUTO
+    | Init.ASYNC_DIO
+    | Init.PARALLEL_DIROPS
+    | Init.HANDLE_KILLPRIV_V2
+    | Init.MAX_PAGES
+    | Init.CACHE_SYMLINKS
+    | Init.EXPLICIT_INVAL_DATA
+)
+_MAX_BACKGROUND = 64  # read-ahead and releases under way, before the kernel holds back
+_FINISH_S = 30.0  # longer than any call may wait for the network
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OpcodeStatistics:
+    """What one kind of request has cost, from its arrival to its answer."""
+
+    count: int
+    total_us: int
+    max_us: int
+
+
+class Session:
+    """One connection with the kernel, over a descriptor of /dev/fuse that is mounted."""
+
+    def __init__(self, fd: int, filesystem: Filesystem, workers: int = 64) -> None:
+        self._fd = fd
+        self._table = Requests(filesystem).table
+        self._table[Opcode.INIT] = self._init
+        self._table[Opcode.SETLKW] = self._setlkw
+        self._table[Opcode.INTERRUPT] = self._interrupt
+        self._table[Opcode.DESTROY] = self._destroy
+        self._fs = filesystem
+        self._workers = Workers(workers, "fuse-worker")
+        # Request of a blocking lock -> the event that cancels it; guarded by the condition.
+        self._waiting: dict[int, threading.Event] = {}
+        self._lock_ended = threading.Condition()
+        self._unfinished = 0  # calls that were given up at the end: they may still answer
+        # [count, ns, most ns] by opcode. Not locked: a rare lost count is no harm.
+        self._costs = [[0, 0, 0] for _ in range(abi.OPCODES)]
+        self.is_ready = threading.Event()  # the kernel knows us: INIT was answered
+        self.on_ready: Callable[[], None] = lambda: None
+
+    def statistics(self) -> dict[str, OpcodeStatistics]:
+        """Return the costs so far, by the name of the request."""
+        return {
+            opcode.name: OpcodeStatistics(count, total // 1000, most // 1000)
+            for opcode in Opcode
+            for count, total, most in (self._costs[opcode],)
+            if count
+        }
+
+    def close(self) -> None:
+        """Close the descriptor, after `run`; not while a call that was given up may answer."""
+        if not self._unfinished:
+            os.close(self._fd)
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Serve until the filesystem is unmounted; the calling thread becomes impatient.
+
+        Returns when the calls under way are finished.
+        """
+        patience.never_wait()
+        buffer = bytearray(_BUFFER)
+        view, buffers = memoryview(buffer), [buffer]
+        fd, readv, clock = self._fd, os.readv, perf_counter_ns
+        in_start, serve = abi.IN_START.unpack_from, self._serve
+        try:
+            while True:
+                try:
+                    end = readv(fd, buffers)
+                except OSError as err:
+                    if err.errno == errno.ENODEV:  # unmounted
+                        return
+                    if err.errno not in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                        raise
+                    continue  # the request was interrupted before we had it
+                started = clock()
+                _, opcode, unique, nodeid = in_start(buffer)
+                try:
+                    serve(opcode, unique, nodeid, view, end, started)
+                except patience.MustWait:
+                    request = memoryview(bytes(view[:end]))
+                    self._hand_over(opcode, unique, nodeid, request, end, started)
+        finally:
+            self._end()
+
+    def _serve(
+        self, opcode: int, unique: int, nodeid: int, request: memoryview, end: int, started: int
+    ) -> None:
+        handler = self._table[opcode] if opcode < abi.OPCODES else None
+        if handler is None:
+            self._answer(unique, errno.ENOSYS, b"")
+            return
+        self._run(handler, opcode, unique, nodeid, request, end, started)
+
+    def _run(
+        self,
+        handler: Handler,
+        opcode: int,
+        unique: int,
+        nodeid: int,
+        request: memoryview,
+        end: int,
+        started: int,
+    ) -> None:
+        # Answer one request; only MustWait gets out.
+        try:
+            payload = handler(nodeid, request, end)
+        except EverfoldError as err:
+            self._answer(unique, err.kind.errno, b"")
+        except patience.MustWait:
+            raise
+        except Exception:  # noqa: BLE001 - the border: any defect inside is the program's EIO
+            _log.exception("%s of inode %d failed", Opcode(opcode).name, nodeid)
+            self._answer(unique, errno.EIO, b"")
+        else:
+            if payload is not None:
+                self._answer(unique, 0, payload)
+        cost = self._costs[opcode]
+        spent = perf_counter_ns() - started
+        cost[0] += 1
+        cost[1] += spent
+        if spent > cost[2]:
+            cost[2] = spent
+
+    def _hand_over(
+        self, opcode: int, unique: int, nodeid: int, request: memoryview, end: int, started: int
+    ) -> None:
+        self._workers.submit(lambda: self._serve(opcode, unique, nodeid, request, end, started))
+
+    def _answer(self, unique: int, error: int, payload: bytes | memoryview) -> None:
+        length = len(payload)
+        header = abi.OUT_HEADER.pack(16 + length, -error, unique)
+        try:
+            if length:
+                os.writev(self._fd, (header, payload))
+            else:
+                os.write(self._fd, header)
+        except OSError as err:
+            # ENOENT: the request was aborted meanwhile. ENODEV: the mount is gone.
+            if err.errno not in (errno.ENOENT, errno.ENODEV):
+                _log.error("the kernel refused the answer to request %d: %s", unique, err)
+                if payload:
+                    self._answer(unique, errno.EIO, b"")
+
+    def _end(self) -> None:
+        deadline = monotonic() + _FINISH_S
+        with self._lock_ended:
+            for cancel in self._waiting.values():
+                cancel.set()
+            self._lock_ended.wait_for(lambda: not self._waiting, _FINISH_S)
+            self._unfinished = len(self._waiting)
+        self._unfinished += self._workers.finish(deadline - monotonic())
+        if self._unfinished:
+            _log.error("%d requests were still under way when the mount ended", self._unfinished)
+
+    # ------------------------------------------------------------ requests about the session
+
+    def _init(self, nodeid: int, request: memoryview, end: int) -> Payload:
+        major, minor, max_readahead, offered = abi.INIT_IN.unpack_from(request, abi.BODY_AT)
+        if major < abi.MAJOR or (major == abi.MAJOR and minor < abi.OLDEST_MINOR):
+            _log.error("the kernel speaks FUSE %d.%d, at least 7.31 is needed", major, minor)
+            raise EverfoldError(Kind.UNSUPPORTED, "the kernel's FUSE protocol is too old")
+        if major > abi.MAJOR:  # it asks again with ours
+            return abi.INIT_OUT.pack(abi.MAJOR, abi.MINOR, *([0] * 9))
+        payload = abi.INIT_OUT.pack(
+            abi.MAJOR,
+            min(minor, abi.MINOR),
+            max(max_readahead, MAX_WRITE),
+            offered & _WANTED,
+            _MAX_BACKGROUND,
+            _MAX_BACKGROUND * 3 // 4,
+            MAX_WRITE,
+            1,  # time granularity in ns
+            MAX_WRITE // _PAGE,
+            0,
+            0,
+        )
+        _, _, unique, _ = abi.IN_START.unpack_from(request)
+        self._answer(unique, 0, payload)
+        self.on_ready()
+        self.is_ready.set()
+        return None
+
+    def _destroy(self, nodeid: int, request: memoryview, end: int) -> Payload:
+        return b""
+
+    def _setlkw(self, nodeid: int, request: memoryview, end: int) -> Payload:
+        fh, lock = lock_of(nodeid, request)
+        if lock.type is LockType.UNLOCK:
+            self._fs.setlk(fh, lock, None)
+            return b""
+        _, _, unique, _ = abi.IN_START.unpack_from(request)
+        cancel = threading.Event()
+        with self._lock_ended:
+            self._waiting[unique] = cancel
+
+        def wait_for_lock(nodeid: int, request: memoryview, end: int) -> Payload:
+            self._fs.setlk(fh, lock, cancel)
+            return b""
+
+        def serve() -> None:
+            self._run(wait_for_lock, Opcode.SETLKW, unique, nodeid, request, end, perf_counter_ns())
+            with self._lock_ended:
+                del self._waiting[unique]
+                self._lock_ended.notify_all()
+
+        threading.Thread(target=serve, name=f"fuse-lock-{unique}", daemon=True).start()
+        return None
+
+    def _interrupt(self, nodeid: int, request: memoryview, end: int) -> Payload:
+        # Only a wait for a lock can be ended: everything else has a deadline of its own.
+        (unique,) = abi.INTERRUPT_IN.unpack_from(request, abi.BODY_AT)
+        with self._lock_ended:
+            cancel = self._waiting.get(unique)
+        if cancel is not None:
+            cancel.set()
+        return None
