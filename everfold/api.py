@@ -89,14 +89,20 @@ class Api:
 
     # ------------------------------------------------------------ who am I
 
-    def login(self, username: str, password: str, device: str = "") -> Json:
-        """Log in and use the token from now on; `device` registers one and binds the token to it.
+    def login(
+        self, username: str, password: str, device_name: str = "", device_id: str = ""
+    ) -> Json:
+        """Log in and use the token from now on; it is bound to a device of the user.
 
+        `device_id` is what an earlier login answered, so that a machine stays one device.
         UNAUTHENTICATED for a wrong name or password, RATE_LIMITED after too many.
         """
-        body = {"username": username, "password": password}
-        if device:
-            body["device"] = device
+        body = {
+            "username": username,
+            "password": password,
+            "device_name": device_name,
+            "device_id": device_id,
+        }
         answer: Json = self.call("POST", "/api/auth/login", body)
         self.token = str(answer["token"])
         return answer
@@ -104,15 +110,15 @@ class Api:
     def profile(self) -> Json:
         """Return who the token belongs to."""
         answer: Json = self.call("GET", "/api/auth/profile")
-        return answer
+        found: Json = answer["user"]
+        return found
 
     # ------------------------------------------------------------ the cluster
 
     def nodes(self) -> list[Json]:
         """Return every datanode: id, url, state, used, capacity, blocks."""
-        answer = self.call("GET", "/admin/system/nodes")
-        found: list[Json] = answer["nodes"] if isinstance(answer, dict) else answer
-        return found
+        answer: list[Json] = self.call("GET", "/admin/system/nodes")
+        return answer
 
     def fail_node(self, node: str) -> Json:
         """Declare a datanode dead; NOT_FOUND when there is none of that name."""
@@ -138,8 +144,7 @@ class Api:
 
     def users(self) -> list[Json]:
         """Return every user, without secrets."""
-        answer = self.call("GET", "/admin/users")
-        found: list[Json] = answer["users"] if isinstance(answer, dict) else answer
+        found: list[Json] = self.call("GET", "/admin/users")["users"]
         return found
 
     def add_user(self, username: str, password: str, role: str = "user", quota: int = 0) -> Json:

@@ -15,8 +15,8 @@ from tools import command
 VERBS = ("up", "login", "mount", "umount", "versions", "restore", "status", "fsck", "node", "user")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the whole command line's parser."""
+def parser(asked: Sequence[str] = VERBS) -> argparse.ArgumentParser:
+    """Return the command line's parser, with these verbs (a verb costs its imports)."""
     whole = argparse.ArgumentParser(
         prog="everfold",
         description="A folder that never forgets and never loses.",
@@ -24,15 +24,17 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"everfold {__version__}")
     verbs = whole.add_subparsers(metavar="VERB", required=True)
-    for name in VERBS:
+    for name in asked:
         importlib.import_module(f"tools.{name}").add(verbs)
     return whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; return its exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    asked = [name for name in words[:1] if name in VERBS]
+    args = parser(asked or VERBS).parse_args(words)
     try:
-        args = parser().parse_args(argv)
         status: int = args.run(args)
         sys.stdout.flush()
     except EverfoldError as err:

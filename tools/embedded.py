@@ -26,7 +26,7 @@ from pathlib import Path
 from everfold.errors import EverfoldError, Kind
 from tools.home import read_json, write_private
 
-_SECRETS = ("SECRET_KEY", "JWT_SECRET_KEY", "CLUSTER_SECRET")
+SECRETS = ("SECRET_KEY", "JWT_SECRET_KEY", "CLUSTER_SECRET")
 _LINGER_S = 15.0  # for the children of a supervisor that was killed to end
 
 
@@ -38,6 +38,7 @@ class Chosen:
     replicas: int
     port: int = 0
     admin: str = ""
+    device: str = ""  # of the admin's, that the embedded mount is
     node_ports: dict[str, int] = field(default_factory=dict)
 
 
@@ -103,7 +104,7 @@ class Embedded:
         """Return the cluster's keys, made at the first start."""
         path = self.path / "secrets.json"
         kept: dict[str, str] = read_json(path) or {}
-        missing = {name: secrets.token_hex(32) for name in _SECRETS if name not in kept}
+        missing = {name: secrets.token_hex(32) for name in SECRETS if name not in kept}
         if missing:
             kept.update(missing)
             write_private(path, json.dumps(kept, indent=2))

@@ -25,6 +25,7 @@ class Login:
 
     server: str
     username: str
+    device_id: str
     token_file: Path
 
     @property
@@ -84,15 +85,25 @@ class Home:
 
     # ------------------------------------------------------------ logins
 
-    def save_login(self, server: str, username: str, token: str) -> Login:
+    def save_login(self, server: str, username: str, device_id: str, token: str) -> Login:
         """Remember a login and make its server the current one."""
         token_file = self.path / "tokens" / _key(server)
         write_private(token_file, token + "\n")
         known = read_json(self.path / "logins.json") or {"logins": {}}
         known["current"] = server
-        known["logins"][server] = {"username": username, "token_file": str(token_file)}
+        known["logins"][server] = {
+            "username": username,
+            "device_id": device_id,
+            "token_file": str(token_file),
+        }
         write_private(self.path / "logins.json", json.dumps(known, indent=2))
-        return Login(server, username, token_file)
+        return self.login(server)
+
+    def device_id(self, server: str, username: str) -> str:
+        """Return which device this machine is for a user there, "" before the first login."""
+        known = read_json(self.path / "logins.json") or {"logins": {}}
+        entry = known["logins"].get(server, {})
+        return str(entry["device_id"]) if entry.get("username") == username else ""
 
     def login(self, server: str | None = None) -> Login:
         """Return the login at `server`, or at the current one; UNAUTHENTICATED without one."""
@@ -105,7 +116,7 @@ class Home:
                 Kind.UNAUTHENTICATED,
                 f"not logged in {where}(everfold login --server URL --username U)",
             )
-        return Login(chosen, entry["username"], Path(entry["token_file"]))
+        return Login(chosen, entry["username"], entry["device_id"], Path(entry["token_file"]))
 
     # ------------------------------------------------------------ mounts
 

@@ -34,11 +34,15 @@ def run(args: argparse.Namespace) -> int:
     """Log in."""
     password = read_password(args.password_stdin, f"Password of {args.username}: ")
     with Api(args.server) as api:
-        answer = api.login(args.username, password, device=args.device)
-        username = str(answer.get("username") or answer.get("user", {}).get("username", ""))
-        Home().save_login(api.server, username or args.username, api.token)
-        command.say(f"Logged in at {api.server} as {username or args.username}.")
+        log_in(Home(), api, args.username, password, args.device)
+    command.say(f"Logged in at {api.server}.")
     return command.DONE
+
+
+def log_in(home: Home, api: Api, username: str, password: str, device: str) -> None:
+    """Log in and remember it; this machine stays the device that it was."""
+    answer = api.login(username, password, device, home.device_id(api.server, username))
+    home.save_login(api.server, username, answer["device"]["id"], api.token)
 
 
 def read_password(from_stdin: bool, prompt: str) -> str:

@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 from everfold import config
 from everfold.api import Api
 from everfold.errors import EverfoldError, Kind
-from tools import command, mountpoint
-from tools.embedded import Chosen, Embedded, is_free
+from nameserver.secretfile import Secrets
+from tools import admintoken, command, mountpoint
+from tools.embedded import SECRETS, Chosen, Embedded, is_free
 from tools.home import write_private
 from tools.supervisor import Child, Supervisor, python
 
@@ -89,7 +90,8 @@ class Cluster:
         own = config.as_environment(settings)
         self._secrets = {k: own.get(k, v) for k, v in embedded.secrets().items()}
         self._chosen = self._choose(args)
-        self._admin: dict[str, str] = {"username": self._chosen.admin}
+        self._admin: dict[str, str] = {}
+        self._database = embedded.path / "nameserver" / "nameserver.db"
         self._nameserver = self._make_nameserver()
         self._nodes = [self._make_node(f"dn{k + 1}") for k in range(self._chosen.nodes)]
         self._mounter: Child | None = None
@@ -173,6 +175,7 @@ class Cluster:
 
         def argv() -> list[str]:
             mountpoint.detach(where)  # of a driver that was killed
+            self._mint_token()  # the last one may have been revoked with a password
             return python(
                 "mount", where, "--server", self._url, "--foreground",
                 "--token-file", str(self._embedded.token_file),
@@ -233,29 +236,23 @@ class Cluster:
         self._embedded.choose(self._chosen)
 
     def _take_admin(self) -> None:
-        """Get a token of the admin's: with the password when it is known, else the kept one."""
+        """Learn who the admin is, and write a fresh token of theirs for the mount and for us."""
         assert self._nameserver.ready is not None
         fresh = self._nameserver.ready.get("admin")
         if fresh:
             self._admin = {"username": fresh["username"], "password": fresh["password"]}
-            self._chosen.admin = fresh["username"]
-            self._embedded.choose(self._chosen)
-        username = self._admin["username"]
-        password = self._admin.get("password") or self._settings.admin_password
-        with Api(self._url) as api:
-            if self._embedded.token_file.exists():
-                api.token = self._embedded.token_file.read_text(encoding="ascii").strip()
-                if _is_good(api):
-                    return
-            if not password:
-                raise EverfoldError(
-                    Kind.UNAUTHENTICATED,
-                    f"its token is no longer good; give {username}'s password in"
-                    " EVERFOLD_ADMIN_PASSWORD once",
-                    str(self._embedded.path),
-                )
-            api.login(username, password, device="embedded mount")
-            write_private(self._embedded.token_file, api.token + "\n")
+        minted = self._mint_token()
+        self._admin.setdefault("username", minted.username)
+        self._chosen.admin, self._chosen.device = minted.username, minted.device
+        self._embedded.choose(self._chosen)
+
+    def _mint_token(self) -> admintoken.Minted:
+        chosen = self._chosen
+        database = self._settings.database_url or f"sqlite:///{self._database}"
+        keys = Secrets(*(self._secrets[name] for name in SECRETS))
+        minted = admintoken.mint(database, keys, chosen.admin, chosen.device)
+        write_private(self._embedded.token_file, minted.token + "\n")
+        return minted
 
     def _wait_for_nodes(self) -> None:
         """Wait until the nameserver counts on every node; go on without those that stay away."""
@@ -317,16 +314,6 @@ class Cluster:
             print(f"  admin   {name}")
         print(f"  data    {self._embedded.path}")
         print("Ctrl-C ends it; the data stay.", flush=True)
-
-
-def _is_good(api: Api) -> bool:
-    try:
-        api.profile()
-    except EverfoldError as err:
-        if err.kind in (Kind.UNAUTHENTICATED, Kind.FORBIDDEN):
-            return False
-        raise
-    return True
 
 
 def _source_path() -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import platform
 
 from everfold import config
 from everfold.api import Api
 from everfold.errors import EverfoldError, Kind
 from tools import command
 from tools.home import Home
-from tools.login import read_password
+from tools.login import log_in, read_password
 
 
 def add(verbs: command.Verbs) -> None:
@@ -97,7 +98,11 @@ def run_list(args: argparse.Namespace) -> int:
 def run_passwd(args: argparse.Namespace) -> int:
     """Set a password."""
     password = read_password(args.password_stdin, f"New password of {args.username}: ")
-    with _api(args) as api:
+    home = Home()
+    login = home.login(args.server)
+    with Api(login.server, login.token) as api:
         api.set_password(args.username, password)
+        if login.username == args.username:  # our own token is dead now
+            log_in(home, api, args.username, password, platform.node())
     command.say(f"The password of {args.username} is changed.")
     return command.DONE
