@@ -1,0 +1,196 @@
+"""`everfold-mount`: mount a space as a folder and serve it until it is unmounted.
+
+EXIT STATUS: 0 unmounted with everything in the cluster; 1 it could not be mounted; 2 wrong
+arguments; 3 unmounted, and the journal in the cache directory holds changes that the next
+mount will send.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from everfold import log as logs
+from everfold.errors import EverfoldError
+from mount.client import Client, Settings, open_remote
+from mount.core import Policy
+from mount.filesystem import KernelCache
+from mount.fusepy_adapter import FusepyMount
+from mount.kernel.driver import KernelMount
+from mount.kernel.mounting import MountOptions
+
+log = logging.getLogger("mount")
+READY_S = 20.0
+
+
+class Driver(Protocol):
+    """What both adapters offer."""
+
+    @property
+    def cache(self) -> KernelCache: ...
+    def mount(self) -> None: ...
+    def run(self) -> None: ...
+    def unmount(self, lazy: bool = False) -> None: ...
+    def wait_ready(self, timeout_s: float) -> bool: ...
+    def statistics(self) -> object: ...
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="everfold-mount",
+        description="Mount an Everfold space as a folder.",
+        epilog=__doc__.split("\n\n")[1] if __doc__ else "",
+    )
+    parser.add_argument("mountpoint", metavar="DIR")
+    parser.add_argument("--server", required=True, metavar="URL")
+    parser.add_argument("--token-file", required=True, type=Path, metavar="F")
+    parser.add_argument("--space", default="", metavar="S")
+    parser.add_argument("--cache-dir", required=True, type=Path, metavar="D")
+    parser.add_argument("--cache-size", type=int, default=4096, metavar="MIB")
+    parser.add_argument("--driver", choices=("kernel", "fusepy"), default="kernel")
+    parser.add_argument("--uid", type=int)
+    parser.add_argument("--gid", type=int)
+    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTION,...")
+    parser.add_argument("--foreground", action="store_true")
+    parser.add_argument("--ready-file", type=Path, metavar="F")
+    parser.add_argument("--log-file", type=Path, metavar="F")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    args = _arguments(argv)
+    words = [word for each in args.options for word in each.split(",") if word]
+    if not args.foreground and (status := _into_background()) is not None:
+        return status
+    logs.set_up(path=args.log_file)
+    try:
+        client = _open(args, "ro" in words)
+    except (EverfoldError, OSError) as err:
+        print(f"everfold-mount: {err}", file=sys.stderr)
+        return 1
+    options = MountOptions(
+        read_only="ro" in words, extra=tuple(w for w in words if w not in ("ro", "rw"))
+    )
+    driver: Driver = (
+        KernelMount(client.vfs, args.mountpoint, options=options)
+        if args.driver == "kernel"
+        else FusepyMount(client.vfs, args.mountpoint, options=options)
+    )
+    try:
+        driver.mount()
+    except EverfoldError as err:
+        client.close()
+        print(f"everfold-mount: {err}", file=sys.stderr)
+        return 1
+    if args.driver == "kernel":
+        client.core.notifier.attach(driver.cache)
+    with _signals(driver, client):
+        threading.Thread(target=_tell_ready, args=(driver, args), daemon=True).start()
+        driver.run()
+    return 0 if client.close() else 3
+
+
+def _open(args: argparse.Namespace, is_read_only: bool) -> Client:
+    where = os.path.abspath(args.mountpoint)
+    kernel_ttl = 3600.0 if args.driver == "kernel" else 0.0  # libfuse cannot be told to forget
+    policy = Policy(
+        entry_ttl_s=kernel_ttl,
+        attr_ttl_s=kernel_ttl,
+        negative_ttl_s=kernel_ttl,
+        is_read_only=is_read_only,
+        uid=args.uid,
+        gid=args.gid,
+    )
+    settings = Settings(
+        cache_dir=args.cache_dir,
+        label=f"{socket.gethostname()}:{where}",
+        space=args.space,
+        about={
+            "server": args.server,
+            "space": args.space,
+            "mountpoint": where,
+            "token_file": str(args.token_file.absolute()),
+        },
+        policy=policy,
+        cache_bytes=args.cache_size * 1024**2,
+    )
+    token = args.token_file.read_text(encoding="ascii").strip()
+    return open_remote(settings, args.server, token)
+
+
+def _tell_ready(driver: Driver, args: argparse.Namespace) -> None:
+    if not driver.wait_ready(READY_S):
+        log.error("the kernel did not answer in %g s", READY_S)
+        return
+    if args.ready_file is not None:
+        form = {"mount": os.path.abspath(args.mountpoint), "pid": os.getpid()}
+        draft = args.ready_file.with_name(args.ready_file.name + ".new")
+        draft.write_text(json.dumps(form), encoding="utf-8")
+        draft.rename(args.ready_file)
+    _announce.set()
+
+
+_announce = threading.Event()
+
+
+@contextlib.contextmanager
+def _signals(driver: Driver, client: Client) -> Iterator[None]:
+    """SIGTERM and SIGINT unmount; SIGUSR1 writes what goes on into the log."""
+
+    def leave() -> None:
+        client.drain()
+        try:
+            driver.unmount()
+        except EverfoldError as err:
+            log.warning("detaching although in use: %s", err)
+            driver.unmount(lazy=True)
+
+    def on_end(number: int, frame: FrameType | None) -> None:
+        threading.Thread(target=leave, name="leave", daemon=True).start()
+
+    def on_dump(number: int, frame: FrameType | None) -> None:
+        log.info("state: %s", json.dumps({**client.statistics(), "kernel": driver.statistics()},
+                                         default=str))  # fmt: skip
+
+    before = [(n, signal.signal(n, on_end)) for n in (signal.SIGTERM, signal.SIGINT)]
+    before.append((signal.SIGUSR1, signal.signal(signal.SIGUSR1, on_dump)))
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _into_background() -> int | None:
+    """Go on in a child of no terminal; the parent returns once the folder is usable."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.close(reader)
+        os.setsid()
+        threading.Thread(target=_report_ready, args=(writer,), daemon=True).start()
+        return None
+    os.close(writer)
+    word = os.read(reader, 1)
+    return 0 if word == b"1" else 1
+
+
+def _report_ready(writer: int) -> None:
+    _announce.wait()
+    os.write(writer, b"1")
+    os.close(writer)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""A mount without a kernel: everything between the cluster and `Vfs`, put together.
+
+The cache directory belongs to one mount for its whole life: it holds the mount's id, its
+journal, its staging segments and its block cache. Opening it sends what an earlier process
+left in the journal before anything is served; closing it sends what is left.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from everfold import wire
+from everfold.clock import SystemClock
+from everfold.errors import EverfoldError, Kind
+from everfold.http import HttpTransport, with_retries
+from everfold.model import Ino, MountId, Node, Seq
+from everfold.nameclient import NameClient
+from everfold.nodeclient import NodeClient
+from everfold.services import NameService
+from mount.blockcache import BlockCache
+from mount.blockio import BlockIO, NodeApi
+from mount.core import Core, Policy
+from mount.journal import Journal
+from mount.records import StagedWrite, decode
+from mount.shipper import Item, Shipper
+from mount.staging import Place, Staging
+from mount.vfs import Vfs
+
+log = logging.getLogger(__name__)
+
+SESSION_DEADLINE_S = 20.0
+REPLAY_DEADLINE_S = 120.0
+DRAIN_DEADLINE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a mount is asked to be."""
+
+    cache_dir: Path
+    label: str = ""
+    space: str = ""
+    about: dict[str, str] = field(default_factory=dict)
+    policy: Policy = field(default_factory=Policy)
+    cache_bytes: int = 4 * 1024**3
+    memory_bytes: int = 64 * 1024**2
+
+
+Connect = Callable[[Node], NodeApi]
+
+
+class Client:
+    """See the module's docstring; `vfs` is ready once `open` has returned."""
+
+    def __init__(
+        self, settings: Settings, names: NameService, connect: Connect | None = None
+    ) -> None:
+        """Open the cache directory and the session; ship what the journal holds.
+
+        Raises BUSY when another process uses the directory, UNAVAILABLE when the cluster
+        cannot be reached or does not take the journal in time, UNAUTHENTICATED, NOT_FOUND.
+        """
+        directory = settings.cache_dir
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._names = names
+        self.mount_id = _mount_id(directory)
+        self._journal = Journal(directory / "journal")
+        try:
+            label = settings.label or socket.gethostname()
+            hello = wire.Hello(self.mount_id, label, settings.space, settings.policy.is_read_only)
+            self.session = with_retries(lambda _left: names.session(hello), SESSION_DEADLINE_S)
+            self._staging = Staging.open(directory / "staging")
+            self._cache = BlockCache(
+                directory / "blocks", settings.cache_bytes, settings.memory_bytes
+            )
+            self._blocks = BlockIO(
+                self.session.space,
+                names,
+                self._cache,
+                connect or _connect,
+                self.session.min_replicas,
+            )
+            self._blocks.learn({}, self.session.nodes)
+            self._blocks.use_token(self.session.block_token, self.session.block_token_expires)
+            self._shipper = Shipper(
+                self.session.space, self.mount_id, names, self._blocks, self._staging, self._journal
+            )
+            self._replay()
+        except BaseException:
+            self._journal.close()
+            raise
+        core = Core(
+            self.session,
+            names,
+            self._blocks,
+            self._staging,
+            self._journal,
+            self._shipper,
+            SystemClock(),
+            settings.policy,
+        )
+        self.core = core
+        self.vfs = Vfs(core, self.mount_id, settings.about)
+        self.vfs.start()
+
+    def _replay(self) -> None:
+        """Send what the journal holds; returns when it is in the cluster."""
+        left, segments = [], set()
+        for number, raw in self._journal.replay():
+            if number <= self.session.last_op:
+                continue
+            record = decode(raw)
+            if isinstance(record, StagedWrite):
+                for _, length, segment, at in record.staged:
+                    self._staging.retain(Place(segment, at), length)
+                    segments.add(segment)
+            left.append(Item(number, record, self._replayed, is_late=True))
+        self._staging.keep_only(segments)
+        self._journal.skip_to(self.session.last_op + 1)
+        self._shipper.start()
+        if not left:
+            return
+        log.info("sending %d changes that an earlier process left", len(left))
+        self._shipper.submit(left)
+        self._seal_replayed(left)
+        if not self._shipper.drain(REPLAY_DEADLINE_S):
+            raise EverfoldError(Kind.UNAVAILABLE, "the cluster does not take the earlier changes")
+
+    def _seal_replayed(self, items: list[Item]) -> None:
+        """What an earlier process had open when it died is complete now."""
+        clock = SystemClock()
+        written: set[Ino] = {i.record.ino for i in items if isinstance(i.record, StagedWrite)}
+        seals = [wire.Seal(ino, clock.time_ns()) for ino in sorted(written)]
+        if seals:
+            first = self._journal.append([wire.encode(seal) for seal in seals])
+            self._shipper.submit(
+                [Item(n, seal, _ignore, is_late=True) for n, seal in enumerate(seals, first)]
+            )
+
+    def _replayed(self, item: Item, result: wire.Result, seq: Seq) -> None:
+        if result.kind:
+            log.error(
+                "a change left by an earlier process was refused (%s): %s",
+                result.message or result.kind,
+                type(item.record).__name__,
+            )
+        if isinstance(item.record, StagedWrite):
+            for _, length, segment, _ in item.record.staged:
+                self._staging.release(segment, length)
+
+    def drain(self, deadline_s: float = DRAIN_DEADLINE_S) -> bool:
+        """Send everything on; False when the cluster did not take it in time."""
+        try:
+            self.vfs.syncfs()
+        except EverfoldError as err:
+            log.warning("not everything is in the cluster: %s", err)
+            return False
+        return self._shipper.drain(deadline_s)
+
+    def close(self) -> bool:
+        """Send what is left and let go; False when something stays in the journal."""
+        is_drained = self.drain()
+        self.vfs.close()
+        self._shipper.close()
+        try:
+            self._names.bye(wire.Bye(self.session.space, self.mount_id))
+        except EverfoldError as err:
+            log.info("could not say good-bye: %s", err)
+        self._blocks.close()
+        self._cache.close()
+        self._staging.close()
+        self._journal.close()
+        return is_drained
+
+    def abandon(self) -> None:
+        """Let go without sending anything, as a crash would; the journal keeps it."""
+        self._shipper.close()
+        self.vfs.close()
+        self._blocks.close()
+        self._cache.close()
+        self._staging.close()
+        self._journal.close()
+
+    def statistics(self) -> dict[str, object]:
+        """Return figures of what goes on, as values."""
+        records, staged = self._shipper.backlog
+        return {
+            "mount": self.mount_id,
+            "space": self.session.space_name,
+            "feed": {"seq": self.core.feed_seq, "live": self.core.is_live},
+            "backlog": {"records": records, "bytes": staged},
+            "shipped": {"batches": self._shipper.batches, "operations": self._shipper.shipped_ops},
+            "cache": self._cache.statistics()._asdict(),
+            "inodes": len(self.core.tree),
+            "files": len(self.core.contents),
+            "trouble": str(self._shipper.failure or ""),
+        }
+
+
+def open_remote(settings: Settings, server: str, token: str) -> Client:
+    """Open a client of a nameserver over HTTP."""
+    return Client(settings, NameClient(HttpTransport(server, connections=80), token))
+
+
+def _connect(node: Node) -> NodeApi:
+    return NodeClient(HttpTransport(node.url, connections=16), "")
+
+
+def _ignore(item: Item, result: wire.Result, seq: Seq) -> None:
+    """Nobody waits for a seal."""
+
+
+def _mount_id(directory: Path) -> MountId:
+    """Return the id kept in the cache directory, made at first use."""
+    path = directory / "mount-id"
+    try:
+        return MountId(path.read_text(encoding="ascii").strip())
+    except FileNotFoundError:
+        draft = directory / "mount-id.new"
+        draft.write_text(secrets.token_hex(16), encoding="ascii")
+        fd = os.open(draft, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        draft.rename(path)
+        return MountId(path.read_text(encoding="ascii").strip())

@@ -1,0 +1,219 @@
+"""The bytes of one file as this mount sees them: committed extents under local changes.
+
+Two maps over the committed extents. The **overlay** is everything that is not committed
+yet, whoever reads sees it first. The **dirty** map is the part of it that no journal record
+holds yet; `take` turns it into one. A hole laid locally has a source of its own (a negative
+number, counting down), so that a later hole at the same place is not taken for it.
+
+Each staged byte belongs to the dirty map or to exactly one record. No I/O here, no locks:
+the owner (`mount.core`) calls under its lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+from everfold.errors import EverfoldError
+from everfold.extents import Piece, PieceMap, to_extents
+from everfold.model import NOW, SIZE_MAX, Attr, BlockId, Extent, Seq
+from mount.records import StagedWrite
+
+Source = int | BlockId  # staging segment (>= 0), local hole (< 0), or a block by reference
+
+_holes = itertools.count(-1, -1)
+
+
+class Content:
+    """State of a file that is open, dirty or on its way; see the module's docstring."""
+
+    __slots__ = (
+        "attr",
+        "base",
+        "cut",
+        "dirty",
+        "dirty_bytes",
+        "dirty_since",
+        "error",
+        "extents",
+        "handles",
+        "has_open_version",
+        "ino",
+        "is_changed",
+        "is_orphan",
+        "is_stale",
+        "kill_mode",
+        "last_number",
+        "last_write",
+        "last_write_number",
+        "mtime_ns",
+        "overlay",
+        "pending",
+        "read_seq",
+        "release_staged",
+        "size",
+        "time_ns",
+        "writers",
+    )
+
+    def __init__(self, attr: Attr, release: Callable[[int, int], None]) -> None:
+        self.ino = attr.ino
+        self.follow(attr)
+        self.extents: PieceMap[BlockId] | None = None  # committed; None: not fetched
+        self.overlay: PieceMap[Source] = PieceMap()
+        self.dirty: PieceMap[Source] = PieceMap()
+        self.cut: int | None = None
+        self.is_changed = False  # something is dirty (perhaps only the size)
+        self.dirty_bytes = 0  # written since the last record, overwritten ones too
+        self.dirty_since = 0.0  # monotonic
+        self.last_write = 0.0  # monotonic
+        self.kill_mode: int | None = None
+        self.pending = 0  # records of this inode that are not committed
+        self.last_number = 0  # the newest of them
+        self.last_write_number = 0  # the newest that carries bytes
+        self.handles = 0
+        self.writers = 0
+        self.has_open_version = False  # a record without seal went out
+        self.is_orphan = False  # no name leads here: changes stay local
+        self.attr: Attr | None = None  # of an orphan, whom the nameserver has forgotten
+        self.is_stale = False  # others changed it while local changes were under way
+        self.read_seq: Seq = NOW  # as of when committed extents are read
+        self.error: EverfoldError | None = None  # of an earlier write, for the next fsync or close
+        self.release_staged = release  # (segment, bytes)
+
+    def load_nothing(self) -> None:
+        """The file is new: nothing of it is in the cluster, which need not be asked."""
+        self.extents = PieceMap()
+
+    @property
+    def is_active(self) -> bool:
+        """Tell whether local changes are not committed yet: local attributes count then."""
+        return self.is_changed or self.pending > 0 or self.is_orphan
+
+    def follow(self, attr: Attr) -> None:
+        """Take over committed attributes; only while nothing local is under way."""
+        self.base = attr.version  # k that local changes build on
+        self.size = attr.size
+        self.mtime_ns = attr.mtime_ns
+        self.time_ns = attr.ctime_ns
+
+    def write(self, offset: int, length: int, segment: int, at: int, now_ns: int) -> None:
+        """Lay staged bytes over the file."""
+        self.overlay.lay(offset, length, segment, at)
+        self._drop(self.dirty.lay(offset, length, segment, at))
+        self.size = max(self.size, offset + length)
+        self.dirty_bytes += length
+        self._touch(now_ns)
+
+    def reference(self, offset: int, length: int, block: BlockId, at: int, now_ns: int) -> None:
+        """Lay bytes that the cluster has already over the file."""
+        self.overlay.lay(offset, length, block, at)
+        self._drop(self.dirty.lay(offset, length, block, at))
+        self.size = max(self.size, offset + length)
+        self._touch(now_ns)
+
+    def punch(self, offset: int, length: int, now_ns: int) -> None:
+        """Make a hole; the size stays."""
+        hole = next(_holes)
+        self.overlay.lay(offset, length, hole)
+        self._drop(self.dirty.lay(offset, length, hole))
+        self._touch(now_ns)
+
+    def resize(self, size: int, now_ns: int) -> None:
+        """Set the size; what lies beyond it is gone for good."""
+        if size < self.size:
+            self.overlay.lay(size, SIZE_MAX - size, next(_holes))
+            self._drop(self.dirty.cut(size))
+            self.cut = size if self.cut is None else min(self.cut, size)
+        self.size = size
+        self._touch(now_ns)
+
+    def take(self, is_sealed: bool) -> StagedWrite | None:
+        """Turn what is dirty into a record; None when nothing is."""
+        if not self.is_changed:
+            return None
+        pieces = list(self.dirty)
+        record = StagedWrite(
+            ino=self.ino,
+            base=self.base,
+            size=self.size,
+            mtime_ns=self.mtime_ns,
+            time_ns=self.time_ns,
+            staged=[
+                (p.offset, p.length, p.source, p.at)
+                for p in pieces
+                if isinstance(p.source, int) and p.source >= 0
+            ],
+            extents=to_extents(_by_reference(pieces)),
+            holes=[
+                (p.offset, p.length) for p in pieces if isinstance(p.source, int) and p.source < 0
+            ],
+            cut=self.cut,
+            is_sealed=is_sealed,
+            mode=self.kill_mode,
+        )
+        self.dirty = PieceMap()
+        self.cut = None
+        self.kill_mode = None
+        self.is_changed = False
+        self.dirty_bytes = 0
+        return record
+
+    def committed(self, record: StagedWrite, extents: list[Extent], holes_upto: int) -> None:
+        """The record is in the cluster as `extents`: what it covered is no longer local.
+
+        `holes_upto` is the youngest local hole that the record could hold.
+        """
+        if self.extents is not None:
+            if record.cut is not None:
+                self.extents.cut(record.cut)
+            for offset, length in record.holes:
+                self.extents.erase(offset, length)
+            for extent in extents:
+                self.extents.lay(extent.offset, extent.length, extent.block, extent.block_offset)
+        for offset, length, segment, at in record.staged:
+            self.overlay.erase_same(offset, length, segment, at)
+            self.release_staged(segment, length)
+        for extent in record.extents:
+            self.overlay.erase_same(extent.offset, extent.length, extent.block, extent.block_offset)
+        if record.cut is not None or record.holes:
+            for piece in list(self.overlay):
+                if isinstance(piece.source, int) and holes_upto <= piece.source < 0:
+                    self.overlay.erase(piece.offset, piece.length)
+
+    def refused(self, record: StagedWrite) -> None:
+        """The cluster refused the record: its bytes are dropped, the file is read anew."""
+        for offset, length, segment, at in record.staged:
+            self.overlay.erase_same(offset, length, segment, at)
+            self.release_staged(segment, length)
+        self.is_stale = True
+
+    def discard(self) -> None:
+        """Drop everything local; the file was closed and no name leads to it."""
+        self._drop(list(self.dirty))
+        self.dirty = PieceMap()
+        self.overlay = PieceMap()
+        self.is_changed = False
+        self.cut = None
+
+    def _touch(self, now_ns: int) -> None:
+        self.mtime_ns = self.time_ns = now_ns
+        self.is_changed = True
+
+    def _drop(self, pieces: list[Piece[Source]]) -> None:
+        for piece in pieces:
+            if isinstance(piece.source, int) and piece.source >= 0:
+                self.release_staged(piece.source, piece.length)
+
+
+def _by_reference(pieces: list[Piece[Source]]) -> list[Piece[BlockId]]:
+    return [
+        Piece(p.offset, p.length, BlockId(p.source), p.at)
+        for p in pieces
+        if not isinstance(p.source, int)
+    ]
+
+
+def youngest_hole() -> int:
+    """Return a bound below which no local hole made so far lies (holes count downwards)."""
+    return next(_holes)

@@ -1,0 +1,120 @@
+"""Follows the space's feed: what other machines did is forgotten here and in the kernel.
+
+One thread polls the nameserver. Commits of this mount itself are passed over: the tree has
+them. For every other change exactly the names, attributes and byte ranges concerned are
+dropped, first from the tree, then (through the notifier) from the kernel. While the server
+is away the thread keeps trying; nothing is dropped, what is in memory is served.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from everfold import wire
+from everfold.errors import EverfoldError, Kind
+from everfold.log import new_request_id
+from everfold.model import MountId
+from mount.core import Core
+from mount.tree import ABSENT
+
+log = logging.getLogger(__name__)
+POLL_S = 1.0  # a quiet feed answers this often, which shows that it lives
+_PAUSE_S = 0.2
+
+
+class FeedFollower:
+    """See the module's docstring."""
+
+    def __init__(self, core: Core, mount: MountId) -> None:
+        self._core, self._mount = core, mount
+        self._ending = threading.Event()
+        self._locks = self._nodes = 0
+        self._is_away = False
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop; the poll under way ends by itself."""
+        self._ending.set()
+        self._thread.join(timeout=POLL_S + 6)
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            new_request_id()
+            try:
+                self.poll_once(POLL_S)
+            except EverfoldError as err:
+                if not self._is_away:
+                    log.warning("the feed is silent: %s", err)
+                self._is_away = True
+                self._ending.wait(_PAUSE_S if err.kind.may_retry else 5 * _PAUSE_S)
+
+    def poll_once(self, wait_s: float) -> None:
+        """Ask once and apply what comes."""
+        core = self._core
+        ask = wire.FeedPoll(
+            core.space, self._mount, core.feed_seq, wait_s, self._locks, self._nodes
+        )
+        feed = core.names.feed(ask)
+        if self._is_away:
+            log.info("the feed is back")
+            self._is_away = False
+        with core.lock:
+            if feed.is_reset:
+                self._forget_everything(feed)
+            for event in feed.events:
+                if event.mount != self._mount:
+                    self._apply(event)
+            core.feed_seq = max(core.feed_seq, feed.seq)
+            core.feed_heard = core.clock.monotonic()
+            core.locks_gen = self._locks = feed.locks
+            core.feed_moved.notify_all()
+        if feed.nodes != self._nodes:
+            self._nodes = feed.nodes
+            core.blocks.learn({}, feed.node_list)
+
+    def _apply(self, event: wire.CommitEvent) -> None:
+        for change in event.changes:
+            if change.what == "entry":
+                self._entry(change, event)
+            elif change.what == "attr":
+                self._core.attr_changed(change.ino, event.seq)
+            elif change.what == "data":
+                self._core.content_changed(change.ino, event.seq, change.offset, change.length)
+            else:
+                self._core.inode_gone(change.ino, event.seq)
+
+    def _entry(self, change: wire.Change, event: wire.CommitEvent) -> None:
+        core, tree = self._core, self._core.tree
+        before = tree.child(change.parent, change.name)
+        if not tree.touch_name(change.parent, change.name, event.seq):
+            return
+        tree.forget_name(change.parent, change.name)
+        tree.forget_attr(change.parent)
+        if change.ino == 0 and before is not None and before != ABSENT:
+            core.notifier.entry_deleted(change.parent, before, change.name)
+        core.notifier.forget_entry(change.parent, change.name)
+        core.notifier.forget_attr(change.parent)
+
+    def _forget_everything(self, feed: wire.Feed) -> None:
+        """Too far behind: believe nothing that is older than the feed's position."""
+        core = self._core
+        log.warning("the feed cannot go on from %d: starting anew", core.feed_seq)
+        for parent, name in core.tree.names():
+            core.notifier.forget_entry(parent, name)
+        for ino in list(core.tree.inos()):
+            core.content_changed(ino, feed.seq)
+        core.tree.forget_all()
+        core.feed_seq = feed.seq
+
+
+def wait_for_feed(core: Core, seq: int, timeout_s: float) -> None:
+    """Wait until the feed was followed up to `seq` and the kernel was told; else UNAVAILABLE."""
+    with core.lock:
+        ready = core.feed_moved.wait_for(lambda: core.feed_seq >= seq, timeout_s)
+    if not ready or not core.notifier.wait_told(timeout_s):
+        raise EverfoldError(Kind.UNAVAILABLE, "the feed does not catch up")

@@ -1,0 +1,456 @@
+"""Operations on open files: read, write, truncate, holes, fsync, close, copies by reference.
+
+A write goes to a staging segment and into the file's maps, and is answered. It becomes a
+journal record when the file is closed, synced, large or old enough. Reads see local changes
+first, then committed extents: from the block cache at once, else from a datanode on a thread
+that may wait. A missing block is an error, never zeros.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+from dataclasses import dataclass, field
+
+import msgspec
+
+from everfold import wire
+from everfold.errors import EverfoldError, Kind
+from everfold.extents import Piece
+from everfold.model import BLOCK_MAX, SIZE_MAX, Attr, BlockId, Ino, Seq
+from mount import patience
+from mount.content import Content, Source
+from mount.core import Core
+from mount.filesystem import Opened
+from mount.shipper import HOLD_S
+from mount.staging import Place
+
+FALLOC_KEEP_SIZE = 1
+FALLOC_PUNCH_HOLE = 2
+FALLOC_ZERO_RANGE = 16
+READ_AHEAD_MAX = 8 * BLOCK_MAX
+
+
+@dataclass(slots=True)
+class Handle:
+    """An open file description; `ahead` is how far read-ahead has come."""
+
+    content: Content
+    flags: int
+    was_created: bool = False
+    next_offset: int = 0
+    window: int = 0
+    ahead: int = 0
+    locks: set[int] = field(default_factory=set)  # owners that took locks through it
+
+    @property
+    def is_writer(self) -> bool:
+        """Tell whether it was opened for writing."""
+        return self.flags & os.O_ACCMODE != os.O_RDONLY
+
+
+class Files:
+    """See the module's docstring."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._handles: dict[int, Handle] = {}
+        self._numbers = itertools.count(1)
+
+    def handle(self, fh: int) -> Handle:
+        """Return an open file; INVALID for a number that is none."""
+        try:
+            return self._handles[fh]
+        except KeyError:
+            raise EverfoldError(Kind.INVALID, f"no open file {fh}") from None
+
+    # ------------------------------------------------------------ opening and closing
+
+    def open(self, ino: Ino, flags: int) -> Opened:
+        """Open a regular file; O_TRUNC empties it."""
+        core = self._core
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            core.check_writable()
+        attr = core.attr(ino)
+        if not stat.S_ISREG(attr.mode):
+            raise EverfoldError(Kind.IS_DIR if attr.is_dir else Kind.INVALID, "not a regular file")
+        opened = self._open(attr, flags)
+        if flags & os.O_TRUNC and attr.size:
+            self.truncate(self.handle(opened.fh).content, 0)
+        return opened
+
+    def opened_new(self, attr: Attr, flags: int, is_orphan: bool = False) -> Opened:
+        """Open a file that this mount just made."""
+        with self._core.lock:
+            opened = self._open(attr, flags)
+            handle = self.handle(opened.fh)
+            handle.was_created = True
+            content = handle.content
+            content.load_nothing()
+            if is_orphan:
+                content.is_orphan = True
+                content.attr = attr
+        return opened
+
+    def open_past(self, attr: Attr, seq: Seq) -> Opened:
+        """Open a file as it was at a commit, for reading."""
+        content = Content(attr, self._core.staging.release)
+        content.is_orphan, content.read_seq, content.attr = True, seq, attr
+        handle = Handle(content, os.O_RDONLY)
+        content.handles += 1
+        fh = next(self._numbers)
+        self._handles[fh] = handle
+        return Opened(fh, keep_cache=True, no_flush=True)
+
+    def _open(self, attr: Attr, flags: int) -> Opened:
+        core = self._core
+        with core.lock:
+            content = core.content(attr)
+            handle = Handle(content, flags)
+            content.handles += 1
+            content.writers += handle.is_writer
+            fh = next(self._numbers)
+            self._handles[fh] = handle
+        return Opened(fh, keep_cache=True, no_flush=not handle.is_writer)
+
+    def flush(self, fh: int) -> None:
+        """A descriptor was closed: put what is dirty into the journal; raise earlier errors."""
+        content = self.handle(fh).content
+        with self._core.lock:
+            self._core.flush(content, hold_s=HOLD_S)
+            if content.error is not None:
+                err, content.error = content.error, None
+                raise err
+
+    def release(self, fh: int) -> Handle:
+        """The last descriptor is closed: complete the version if nobody else writes."""
+        core = self._core
+        with core.lock:
+            handle = self.handle(fh)
+            del self._handles[fh]
+            content = handle.content
+            content.handles -= 1
+            content.writers -= handle.is_writer
+            if handle.is_writer and not content.writers and not content.is_orphan:
+                self._seal(content, handle)
+            core.drop_content(content)
+        return handle
+
+    def _seal(self, content: Content, handle: Handle) -> None:
+        core = self._core
+        if content.is_changed:
+            core.flush(content, is_sealed=True)
+        elif content.has_open_version:
+            if not core.shipper.seal_queued(content.last_write_number):
+                core.submit(wire.Seal(content.ino, core.clock.time_ns()))
+        elif handle.was_created and not content.base and not content.last_write_number:
+            core.submit(wire.Seal(content.ino, core.clock.time_ns()))
+        content.has_open_version = False
+
+    # ------------------------------------------------------------ reading
+
+    def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
+        """Return bytes at `offset`, short only at the end of the file."""
+        handle = self.handle(fh)
+        content = handle.content
+        self._core.refresh(content)
+        while True:
+            with self._core.lock:
+                size = min(size, content.size - offset)
+                if size <= 0:
+                    return b""
+                parts = self._gather(content, offset, size)
+            if parts is not None:
+                break
+            self._core.load_extents(content)
+        self._read_ahead(handle, offset, size)
+        pieces = [
+            part
+            if isinstance(part, bytes)
+            else self._core.blocks.read(part.source, part.at, part.length)
+            for part in parts
+        ]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _gather(
+        self, content: Content, offset: int, size: int
+    ) -> list[bytes | Piece[BlockId]] | None:
+        """Return what a range consists of, None when committed extents must be fetched first.
+
+        Staged bytes are read here, under the lock that keeps them from being released.
+        """
+        parts: list[bytes | Piece[BlockId]] = []
+        at = offset
+        for piece in content.overlay.slices(offset, size):
+            if piece.offset > at and not self._committed(content, at, piece.offset - at, parts):
+                return None
+            parts.append(self._local(piece))
+            at = piece.end
+        rest = offset + size - at
+        if rest and not self._committed(content, at, rest, parts):
+            return None
+        return parts
+
+    def _local(self, piece: Piece[Source]) -> bytes | Piece[BlockId]:
+        if not isinstance(piece.source, int):
+            return Piece(piece.offset, piece.length, piece.source, piece.at)
+        if piece.source < 0:
+            return bytes(piece.length)
+        return self._core.staging.read(Place(piece.source, piece.at), piece.length)
+
+    def _committed(
+        self, content: Content, offset: int, size: int, parts: list[bytes | Piece[BlockId]]
+    ) -> bool:
+        if content.extents is None:
+            return False
+        at = offset
+        for piece in content.extents.slices(offset, size):
+            if piece.offset > at:
+                parts.append(bytes(piece.offset - at))
+            parts.append(piece)
+            at = piece.end
+        if at < offset + size:
+            parts.append(bytes(offset + size - at))
+        return True
+
+    def _read_ahead(self, handle: Handle, offset: int, size: int) -> None:
+        """Fetch what a sequential reader wants next; the window doubles while it goes on."""
+        end = offset + size
+        if offset != handle.next_offset:
+            handle.window = handle.ahead = 0
+            handle.next_offset = end
+            return
+        handle.next_offset = end
+        content = handle.content
+        if content.extents is None or end < handle.ahead - handle.window // 2:
+            return
+        handle.window = min(max(BLOCK_MAX, handle.window * 2), READ_AHEAD_MAX)
+        start = max(end, handle.ahead)
+        with self._core.lock:
+            if content.extents is None:
+                return
+            wanted = content.extents.slices(start, end + handle.window - start)
+        handle.ahead = end + handle.window
+        if wanted:
+            self._core.blocks.prefetch([piece.source for piece in wanted])
+
+    # ------------------------------------------------------------ writing
+
+    def write(self, fh: int, offset: int, data: bytes | memoryview, kill_priv: bool) -> int:
+        """Write all of `data`; returns its length."""
+        handle, core = self.handle(fh), self._core
+        if not handle.is_writer:
+            raise EverfoldError(Kind.INVALID, "not open for writing")
+        core.wait_room()
+        content = handle.content
+        core.refresh(content)
+        if offset + len(data) > SIZE_MAX:
+            raise EverfoldError(Kind.TOO_LARGE, "beyond the largest file")
+        place = core.staging.append(data)
+        with core.lock:
+            if handle.flags & os.O_APPEND:
+                offset = content.size
+            self._mark_dirty(content)
+            if kill_priv:
+                self._kill_privileges(content)
+            content.write(offset, len(data), place.segment, place.offset, core.clock.time_ns())
+            if content.dirty_bytes >= core.policy.dirty_max:
+                core.flush(content)
+        return len(data)
+
+    def _mark_dirty(self, content: Content) -> None:
+        now = self._core.clock.monotonic()
+        if not content.is_changed:
+            content.dirty_since = now
+        content.last_write = now
+
+    def _kill_privileges(self, content: Content) -> None:
+        """A write takes setuid, and setgid of an executable group, away. Hold the lock."""
+        core = self._core
+        attr = core.attr(content.ino)
+        mode = attr.mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            mode &= ~stat.S_ISGID
+        if mode != attr.mode:
+            content.kill_mode = stat.S_IMODE(mode)
+            self._set_mode(content, mode)
+        if attr.has_xattrs and not content.is_orphan:
+            core.submit(wire.RemoveXattr(content.ino, b"security.capability", core.clock.time_ns()))
+
+    def _set_mode(self, content: Content, mode: int) -> None:
+        core = self._core
+        if content.attr is not None:
+            content.attr = msgspec.structs.replace(content.attr, mode=mode)
+        elif (known := core.tree.attr(content.ino)) is not None:
+            core.tree.set_attr(msgspec.structs.replace(known, mode=mode))
+
+    def truncate(self, content: Content, size: int, kill_priv: bool = False) -> None:
+        """Set the size of a file; what a larger size uncovers is a hole."""
+        core = self._core
+        if not 0 <= size <= SIZE_MAX:
+            raise EverfoldError(Kind.TOO_LARGE, "beyond the largest file")
+        core.check_writable()
+        with core.lock:
+            self._mark_dirty(content)
+            if kill_priv:
+                self._kill_privileges(content)
+            content.resize(size, core.clock.time_ns())
+            if not content.writers:
+                core.flush(content, is_sealed=True)
+
+    def truncate_open(self, fh: int, size: int, kill_priv: bool) -> None:
+        """Set the size of an open file."""
+        content = self.handle(fh).content
+        self._core.refresh(content)
+        self.truncate(content, size, kill_priv)
+
+    def truncate_inode(self, ino: Ino, size: int, kill_priv: bool) -> None:
+        """Set the size of a file that need not be open."""
+        core = self._core
+        attr = core.attr(ino)
+        if not attr.is_file:
+            raise EverfoldError(Kind.IS_DIR if attr.is_dir else Kind.INVALID, "not a regular file")
+        with core.lock:
+            content = core.content(attr)
+        self.truncate(content, size, kill_priv)
+
+    def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+        """Grow a file, punch a hole or zero a range; other modes are UNSUPPORTED."""
+        core, handle = self._core, self.handle(fh)
+        if offset < 0 or length <= 0:
+            raise EverfoldError(Kind.INVALID, "not a range")
+        if offset + length > SIZE_MAX:
+            raise EverfoldError(Kind.TOO_LARGE, "beyond the largest file")
+        if mode not in (
+            0,
+            FALLOC_KEEP_SIZE,
+            FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE,
+            FALLOC_ZERO_RANGE,
+            FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE,
+        ):
+            raise EverfoldError(Kind.UNSUPPORTED, "this fallocate mode is not offered")
+        core.check_writable()
+        content = handle.content
+        core.refresh(content)
+        with core.lock:
+            now = core.clock.time_ns()
+            self._mark_dirty(content)
+            if mode & (FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE):
+                content.punch(offset, min(length, max(0, content.size - offset)) or 1, now)
+            if not mode & FALLOC_KEEP_SIZE and offset + length > content.size:
+                content.resize(offset + length, now)
+
+    # ------------------------------------------------------------ durability
+
+    def fsync(self, fh: int) -> None:
+        """Return when the file's bytes are on enough nodes and its commits are durable."""
+        content = self.handle(fh).content
+        self.sync(content)
+
+    def sync(self, content: Content) -> None:
+        """See `fsync`."""
+        core = self._core
+        with core.lock:
+            if content.is_changed and not content.is_orphan:
+                patience.require()
+                core.flush(content)
+            core.wait_number(content)
+
+    def syncfs(self) -> None:
+        """Return when everything changed so far is in the cluster; UNAVAILABLE if it is away."""
+        core = self._core
+        patience.require()
+        with core.lock:
+            for content in list(core.contents.values()):
+                core.flush(content)
+        if not core.shipper.drain(core.policy.change_deadline_s):
+            raise EverfoldError(Kind.UNAVAILABLE, "the cluster does not take the changes")
+
+    def tend(self) -> None:
+        """Send on what has been dirty for long, and complete versions that went quiet."""
+        core, policy = self._core, self._core.policy
+        now = core.clock.monotonic()
+        with core.lock:
+            for content in [c for c in core.contents.values() if c.handles or c.is_changed]:
+                if content.is_orphan:
+                    continue
+                if content.is_changed and now - content.dirty_since > policy.dirty_age_s:
+                    core.flush(content)
+                elif (
+                    content.has_open_version
+                    and not content.is_active
+                    and now - content.last_write > policy.quiet_s
+                ):
+                    content.has_open_version = False
+                    core.submit(wire.Seal(content.ino, core.clock.time_ns()))
+
+    # ------------------------------------------------------------ holes and copies
+
+    def lseek(self, fh: int, offset: int, whence: int) -> int:
+        """Find the next data or hole at or after `offset`; NO_DATA is errno ENXIO (RANGE)."""
+        content = self.handle(fh).content
+        self._core.refresh(content)
+        self._core.load_extents(content)
+        with self._core.lock:
+            size = content.size
+            if offset < 0 or offset >= size:
+                raise EverfoldError(Kind.NO_DATA, "beyond the end of the file")
+            at = offset
+            for start, end in self._data(content, offset, size):
+                if whence == os.SEEK_DATA:
+                    return max(start, offset)
+                if start > at:
+                    return at
+                at = end
+        if whence == os.SEEK_DATA:
+            raise EverfoldError(Kind.NO_DATA, "no data after this")
+        return min(at, size)
+
+    def _data(self, content: Content, offset: int, size: int) -> list[tuple[int, int]]:
+        """Return the ranges with data from `offset` on, sorted, neighbours joined."""
+        found: list[tuple[int, int]] = []
+        local = content.overlay.slices(offset, size - offset)
+        found.extend(
+            (p.offset, p.end) for p in local if not isinstance(p.source, int) or p.source >= 0
+        )
+        if content.extents is not None:
+            for at, length in content.overlay.gaps(offset, size - offset):
+                found.extend((p.offset, p.end) for p in content.extents.slices(at, length))
+        joined: list[tuple[int, int]] = []
+        for start, end in sorted(found):
+            if joined and joined[-1][1] >= start:
+                joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+            else:
+                joined.append((start, end))
+        return joined
+
+    def copy_range(self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, n: int) -> int:
+        """Copy by reference: the target shares the source's blocks."""
+        core = self._core
+        core.check_writable()
+        source, target = self.handle(fh_in).content, self.handle(fh_out).content
+        core.refresh(source)
+        core.refresh(target)
+        n = min(n, source.size - offset_in)
+        if n <= 0:
+            return 0
+        if source is target and offset_in < offset_out + n and offset_out < offset_in + n:
+            raise EverfoldError(Kind.INVALID, "the ranges overlap")
+        if source.is_orphan:
+            raise EverfoldError(Kind.CROSS_SPACE, "a file without a name is copied by its bytes")
+        patience.require()
+        self.sync(source)
+        core.load_extents(source)
+        with core.lock:
+            if source.extents is None or source.is_active:
+                raise EverfoldError(Kind.CROSS_SPACE, "the source is being written")
+            shift, now = offset_out - offset_in, core.clock.time_ns()
+            self._mark_dirty(target)
+            for piece in source.extents.slices(offset_in, n):
+                target.reference(piece.offset + shift, piece.length, piece.source, piece.at, now)
+            for at, length in source.extents.gaps(offset_in, n):
+                target.punch(at + shift, length, now)
+            if target.size < offset_out + n:
+                target.resize(offset_out + n, now)
+        return n

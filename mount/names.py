@@ -1,0 +1,368 @@
+"""Operations on names: make, link, unlink, rename, and the attributes they touch.
+
+Each is evaluated against what the tree knows, committed, and applied to the tree once the
+cluster has taken it. An operation says what it saw (the inode at a name); when another
+machine was faster the nameserver answers CONFLICT, the name is looked up again and the
+operation is evaluated anew.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from everfold import wire
+from everfold.errors import EverfoldError, Kind
+from everfold.model import NAME_MAX, SYMLINK_MAX, Attr, Ino, Seq
+from mount import patience
+from mount.core import Core
+from mount.filesystem import Caller
+
+T = TypeVar("T")
+_ATTEMPTS = 5
+
+
+def check_name(name: bytes) -> None:
+    """Raise NAME_TOO_LONG or INVALID for what cannot be a name in a directory."""
+    if len(name) > NAME_MAX:
+        raise EverfoldError(Kind.NAME_TOO_LONG, f"a name has at most {NAME_MAX} bytes")
+    if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
+        raise EverfoldError(Kind.INVALID, "not a name")
+
+
+class Names:
+    """See the module's docstring."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    # ------------------------------------------------------------ making
+
+    def make(
+        self,
+        parent: Ino,
+        name: bytes,
+        mode: int,
+        caller: Caller,
+        *,
+        rdev: int = 0,
+        target: bytes = b"",
+    ) -> Attr:
+        """Make a name with a new inode of any type; EXISTS when the name is taken."""
+        core = self._core
+        core.check_writable()
+        check_name(name)
+        if len(target) > SYMLINK_MAX:
+            raise EverfoldError(Kind.NAME_TOO_LONG, "the link's target is too long")
+        attr = self.new_attr(core.attr(parent), mode, caller, rdev, target)
+        try:
+            _, seq = core.commit(_make_op(parent, name, attr))
+        except EverfoldError as err:
+            if err.kind is Kind.EXISTS:
+                self._forget(parent, name)
+            raise
+        self._made(parent, name, attr, seq)
+        return attr
+
+    def new_attr(
+        self, parent: Attr, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
+    ) -> Attr:
+        """Return the attributes of a new inode in a directory: umask and setgid applied."""
+        core = self._core
+        gid = caller.gid
+        if not stat.S_ISLNK(mode):
+            mode &= ~caller.umask
+        if parent.mode & stat.S_ISGID:
+            gid = parent.gid
+            if stat.S_ISDIR(mode):
+                mode |= stat.S_ISGID
+        now = core.clock.time_ns()
+        return Attr(
+            ino=core.new_ino(),
+            mode=mode,
+            nlink=2 if stat.S_ISDIR(mode) else 1,
+            uid=caller.uid,
+            gid=gid,
+            size=len(target),
+            atime_ns=now,
+            mtime_ns=now,
+            ctime_ns=now,
+            btime_ns=now,
+            rdev=rdev,
+            target=target,
+        )
+
+    def _made(self, parent: Ino, name: bytes, attr: Attr, seq: Seq) -> None:
+        core = self._core
+        with core.lock:
+            if not core.tree.touch_name(parent, name, seq):
+                core.tree.forget_name(parent, name)
+                return
+            core.tree.set_child(parent, name, attr.ino)
+            core.tree.set_attr(attr)
+            if attr.is_dir:
+                core.tree.made_directory(attr.ino, parent)
+            self._touch_parent(parent, attr.ctime_ns, 1 if attr.is_dir else 0)
+
+    def link(self, ino: Ino, parent: Ino, name: bytes) -> Attr:
+        """Give a file another name; a file without any (O_TMPFILE) becomes a real one."""
+        core = self._core
+        core.check_writable()
+        check_name(name)
+        attr = core.attr(ino)
+        if attr.is_dir:
+            raise EverfoldError(Kind.NOT_PERMITTED, "a directory has one name")
+        content = core.contents.get(ino)
+        if content is not None and content.is_orphan:
+            return self._link_orphan(attr, parent, name)
+        now = core.clock.time_ns()
+        _, seq = core.commit(wire.Link(ino, parent, name, now))
+        with core.lock:
+            fresh = core.tree.attr(ino) or attr
+            fresh = msgspec.structs.replace(fresh, nlink=fresh.nlink + 1, ctime_ns=now)
+            core.tree.set_attr(fresh)
+            core.tree.touch_ino(ino, seq)
+            if core.tree.touch_name(parent, name, seq):
+                core.tree.set_child(parent, name, ino)
+            self._touch_parent(parent, now)
+        return core.attr(ino)
+
+    def _link_orphan(self, attr: Attr, parent: Ino, name: bytes) -> Attr:
+        core = self._core
+        if attr.version or core.contents[attr.ino].read_seq:
+            raise EverfoldError(Kind.NOT_FOUND, "the file was deleted")
+        patience.require()
+        attr = msgspec.structs.replace(attr, nlink=1, ctime_ns=core.clock.time_ns())
+        op = _make_op(parent, name, attr)
+        with core.lock:
+            content = core.contents[attr.ino]
+            record = content.take(is_sealed=False)
+            if record is None:
+                outcome = core.submit(op)
+            else:
+                content.has_open_version = True
+                outcome = core.submit(op, record)
+        result, seq = outcome.result(core.policy.change_deadline_s)
+        result.check()
+        with core.lock:
+            content.is_orphan = False
+            content.attr = None
+        self._made(parent, name, attr, seq)
+        return core.attr(attr.ino)
+
+    # ------------------------------------------------------------ removing and moving
+
+    def remove(self, parent: Ino, name: bytes, is_rmdir: bool) -> None:
+        """Remove a name: an empty directory with `is_rmdir`, anything else without."""
+        self._core.check_writable()
+        self._again(lambda: self._remove(parent, name, is_rmdir), (parent, name))
+
+    def _remove(self, parent: Ino, name: bytes, is_rmdir: bool) -> None:
+        core = self._core
+        attr = core.require_child(parent, name)
+        if attr.is_dir and not is_rmdir:
+            raise EverfoldError(Kind.IS_DIR, "it is a directory")
+        if is_rmdir and not attr.is_dir:
+            raise EverfoldError(Kind.NOT_DIR, "it is no directory")
+        self._before_last_name(attr)
+        now = core.clock.time_ns()
+        _, seq = core.commit(wire.Unlink(parent, name, attr.ino, is_rmdir, now))
+        with core.lock:
+            if core.tree.touch_name(parent, name, seq):
+                core.tree.set_absent(parent, name)
+            self._lost_name(attr, now, seq)
+            self._touch_parent(parent, now, -1 if is_rmdir else 0)
+
+    def rename(
+        self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int
+    ) -> None:
+        """Move a name, as renameat2(2)."""
+        self._core.check_writable()
+        check_name(new_name)
+        if flags & ~(wire.RENAME_NOREPLACE | wire.RENAME_EXCHANGE):
+            raise EverfoldError(Kind.INVALID, "unknown rename flags")
+        self._again(
+            lambda: self._rename(parent, name, new_parent, new_name, flags),
+            (parent, name),
+            (new_parent, new_name),
+        )
+
+    def _rename(
+        self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int
+    ) -> None:
+        core = self._core
+        moved = core.require_child(parent, name)
+        replaced = core.child(new_parent, new_name)
+        if replaced is not None and not flags:
+            self._before_last_name(replaced)
+        now = core.clock.time_ns()
+        _, seq = core.commit(
+            wire.Rename(
+                parent,
+                name,
+                new_parent,
+                new_name,
+                now,
+                ino=moved.ino,
+                replaced=Ino(0) if replaced is None else replaced.ino,
+                flags=flags,
+            )
+        )
+        if replaced is not None and replaced.ino == moved.ino:
+            return
+        with core.lock:
+            is_exchange = bool(flags & wire.RENAME_EXCHANGE) and replaced is not None
+            self._put(new_parent, new_name, moved, now, seq)
+            if is_exchange and replaced is not None:
+                self._put(parent, name, replaced, now, seq)
+            elif core.tree.touch_name(parent, name, seq):
+                core.tree.set_absent(parent, name)
+            if replaced is not None and not is_exchange:
+                self._lost_name(replaced, now, seq)
+            self._rename_counts(parent, new_parent, moved, replaced, is_exchange, now)
+
+    def _rename_counts(
+        self,
+        parent: Ino,
+        new_parent: Ino,
+        moved: Attr,
+        replaced: Attr | None,
+        is_exchange: bool,
+        now: int,
+    ) -> None:
+        """Set times and link counts of both directories after a rename."""
+        gain = int(moved.is_dir) - int(replaced is not None and replaced.is_dir)
+        loss = -gain if is_exchange else -int(moved.is_dir)
+        if parent == new_parent:
+            self._touch_parent(parent, now, 0 if is_exchange else gain + loss)
+        else:
+            self._touch_parent(parent, now, loss)
+            self._touch_parent(new_parent, now, gain)
+
+    # ------------------------------------------------------------ attributes
+
+    def set_attr(
+        self,
+        ino: Ino,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+    ) -> Attr:
+        """Set attributes but the size; applied here at once, on its way to the cluster."""
+        core = self._core
+        core.check_writable()
+        attr = core.attr(ino)
+        with core.lock:
+            attr = core.tree.attr(ino) or attr
+            content = core.content(attr)
+            now = core.clock.time_ns()
+            if mode is not None:
+                mode = stat.S_IMODE(mode)
+            if uid is not None or gid is not None:
+                mode = _without_privileges(attr.mode if mode is None else mode, attr)
+            fresh = msgspec.structs.replace(
+                attr,
+                mode=attr.mode if mode is None else stat.S_IFMT(attr.mode) | mode,
+                uid=attr.uid if uid is None else uid,
+                gid=attr.gid if gid is None else gid,
+                atime_ns=attr.atime_ns if atime_ns is None else atime_ns,
+                mtime_ns=attr.mtime_ns if mtime_ns is None else mtime_ns,
+                ctime_ns=now,
+            )
+            content.time_ns = now  # a write on its way takes these along
+            content.mtime_ns = content.mtime_ns if mtime_ns is None else mtime_ns
+            if content.is_orphan:
+                content.attr = fresh
+                return core.attr(ino)
+            core.tree.set_attr(fresh)
+            core.submit(wire.SetAttr(ino, now, mode, uid, gid, atime_ns, mtime_ns))
+        return core.attr(ino)
+
+    # ------------------------------------------------------------ the tree follows
+
+    def _again(self, attempt: Callable[[], T], *names: tuple[Ino, bytes]) -> T:
+        """Run an operation; when another machine was faster, look again and retry."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return attempt()
+            except EverfoldError as err:
+                for parent, name in names:
+                    self._forget(parent, name)
+                if err.kind is not Kind.CONFLICT:
+                    raise
+        return attempt()
+
+    def _forget(self, parent: Ino, name: bytes) -> None:
+        core = self._core
+        with core.lock:
+            core.tree.forget_name(parent, name)
+        core.notifier.forget_entry(parent, name)
+
+    def _before_last_name(self, attr: Attr) -> None:
+        """An open file that is to lose its last name must be readable afterwards."""
+        content = self._core.contents.get(attr.ino)
+        if content is not None and content.handles and attr.nlink == 1:
+            self._core.load_extents(content)
+
+    def _lost_name(self, attr: Attr, now: int, seq: Seq) -> None:
+        core = self._core
+        core.tree.touch_ino(attr.ino, seq)
+        fresh = core.tree.attr(attr.ino) or attr
+        if fresh.nlink > 1 and not fresh.is_dir:
+            core.tree.set_attr(msgspec.structs.replace(fresh, nlink=fresh.nlink - 1, ctime_ns=now))
+            core.notifier.forget_attr(attr.ino)
+            return
+        core.tree.forget_attr(attr.ino)
+        core.tree.forget_directory(attr.ino)
+        content = core.contents.get(attr.ino)
+        if content is not None:
+            core.orphan(content, msgspec.structs.replace(fresh, ctime_ns=now), Seq(seq - 1))
+            core.drop_content(content)
+
+    def _put(self, parent: Ino, name: bytes, attr: Attr, now: int, seq: Seq) -> None:
+        core = self._core
+        if not core.tree.touch_name(parent, name, seq):
+            core.tree.forget_name(parent, name)
+            return
+        core.tree.set_child(parent, name, attr.ino)
+        fresh = core.tree.attr(attr.ino) or attr
+        core.tree.set_attr(msgspec.structs.replace(fresh, ctime_ns=now))
+        core.tree.touch_ino(attr.ino, seq)
+        core.tree.moved_directory(attr.ino, parent)
+
+    def _touch_parent(self, parent: Ino, now: int, links: int = 0) -> None:
+        core = self._core
+        attr = core.tree.attr(parent)
+        if attr is not None:
+            core.tree.set_attr(
+                msgspec.structs.replace(attr, nlink=attr.nlink + links, mtime_ns=now, ctime_ns=now)
+            )
+
+
+def _make_op(parent: Ino, name: bytes, attr: Attr) -> wire.Make:
+    return wire.Make(
+        parent,
+        name,
+        attr.ino,
+        attr.mode,
+        attr.uid,
+        attr.gid,
+        attr.ctime_ns,
+        attr.rdev,
+        attr.target,
+    )
+
+
+def _without_privileges(mode: int, attr: Attr) -> int:
+    """Return permission bits as a chown leaves them: setuid and setgid fall on files."""
+    mode = stat.S_IMODE(mode)
+    if attr.is_dir:
+        return mode
+    mode &= ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode

@@ -1,0 +1,76 @@
+"""Tells the kernel what to forget, from a thread that serves no request.
+
+The kernel may hold a directory's lock while it waits for our answer, and telling it to drop
+a name takes that lock: whoever tells must not be whom the kernel waits for.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from mount.filesystem import KernelCache
+
+log = logging.getLogger(__name__)
+
+
+class Notifier:
+    """A queue in front of a `KernelCache`; nothing happens until `attach`."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._cache: KernelCache | None = None
+        self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
+
+    def attach(self, cache: KernelCache) -> None:
+        """Start to pass on to this kernel."""
+        self._cache = cache
+        self._thread.start()
+
+    def forget_entry(self, parent: int, name: bytes) -> None:
+        """Queue `KernelCache.forget_entry`."""
+        if self._cache is not None:
+            self._queue.put((self._cache.forget_entry, (parent, name)))
+
+    def forget_attr(self, ino: int) -> None:
+        """Queue `KernelCache.forget_attr`."""
+        if self._cache is not None:
+            self._queue.put((self._cache.forget_attr, (ino,)))
+
+    def forget_data(self, ino: int, offset: int = 0, length: int = 0) -> None:
+        """Queue `KernelCache.forget_data`."""
+        if self._cache is not None:
+            self._queue.put((self._cache.forget_data, (ino, offset, length)))
+
+    def entry_deleted(self, parent: int, ino: int, name: bytes) -> None:
+        """Queue `KernelCache.entry_deleted`."""
+        if self._cache is not None:
+            self._queue.put((self._cache.entry_deleted, (parent, ino, name)))
+
+    def wait_told(self, timeout_s: float) -> bool:
+        """Wait until all that was queued before has been told; False when it took too long."""
+        if self._cache is None:
+            return True
+        done = threading.Event()
+        self._queue.put((done.set, ()))
+        return done.wait(timeout_s)
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._cache is not None:
+            self._cache = None
+            self._queue.put(None)
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            call, values = item
+            try:
+                call(*values)
+            except OSError as err:  # the kernel may be gone; what it remembers goes with it
+                log.warning("the kernel did not take a notice: %s", err)

@@ -1,0 +1,61 @@
+"""What the journal holds: operations on their way to the cluster.
+
+Most are wire operations as they stand. Bytes are different: a `StagedWrite` says where in
+the staging segments they lie; the shipper turns it into a `wire.Write` that names blocks.
+The number of a record in the journal is the operation's number in the commit, which makes
+replays harmless.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from everfold import wire
+from everfold.model import Extent, Ino
+
+
+class StagedWrite(wire.Op, frozen=True, tag="staged"):
+    """A `wire.Write` whose bytes are still in staging segments.
+
+    `staged` holds (offset in the file, length, segment, offset in the segment); `extents`
+    are bytes by reference (copy_file_range), already in the cluster.
+    """
+
+    ino: Ino
+    base: int
+    size: int
+    mtime_ns: int
+    time_ns: int
+    staged: list[tuple[int, int, int, int]]
+    extents: list[Extent] = []
+    holes: list[tuple[int, int]] = []
+    cut: int | None = None
+    is_sealed: bool = False
+    mode: int | None = None
+
+    @property
+    def staged_bytes(self) -> int:
+        """Return how many bytes wait in staging segments."""
+        return sum(length for _, length, _, _ in self.staged)
+
+
+Local = StagedWrite | wire.AnyOp
+
+_decoder: msgspec.msgpack.Decoder[Local] = msgspec.msgpack.Decoder(Local)
+
+
+def encode(record: Local) -> bytes:
+    """Return the journal's form of a record."""
+    return wire.encode(record)
+
+
+def decode(raw: bytes) -> Local:
+    """Read a record back from the journal."""
+    return _decoder.decode(raw)
+
+
+def ino_of(record: Local) -> Ino:
+    """Return the inode whose attributes or bytes the record changes, 0 for names only."""
+    if isinstance(record, (StagedWrite, wire.SetAttr, wire.Seal, wire.Write)):
+        return record.ino
+    return Ino(0)

@@ -1,0 +1,330 @@
+"""Carries journal records to the cluster, in order: blocks first, then one commit for many.
+
+There is one shipper thread. It takes what has gathered, turns `StagedWrite`s into blocks
+(cut at multiples of BLOCK_MAX; small scattered pieces share a block), has them stored on
+enough nodes, commits the batch, and tells each record's owner what became of it. While the
+cluster is away it tries again for ever; the journal keeps the records meanwhile, and whoever
+waits has a deadline of his own.
+
+A record whose file is just being closed may be held back a moment (`hold`), so that the seal
+of the last close travels with it instead of in a commit of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from everfold import wire
+from everfold.blockid import name_of
+from everfold.errors import EverfoldError, Kind
+from everfold.model import BLOCK_MAX, BlockId, Extent, MountId, Seq, SpaceId
+from everfold.services import NameService
+from mount.blockio import BlockIO
+from mount.journal import Journal
+from mount.records import Local, StagedWrite
+from mount.staging import Place, Staging
+
+log = logging.getLogger(__name__)
+
+BATCH_OPS = 2000
+BATCH_BYTES = 32 * 1024 * 1024
+HOLD_S = 0.02
+_FATAL = {Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.STALE}
+
+
+@dataclass
+class Item:
+    """A record on its way; `done` is called once with its outcome, on the shipper's thread.
+
+    `shipped` is the wire operation that was committed (a `StagedWrite` becomes a `Write`).
+    """
+
+    number: int
+    record: Local
+    done: Callable[[Item, wire.Result, Seq], None]
+    is_late: bool = False
+    hold_until: float = 0.0
+    is_glued: bool = False  # goes in one commit with the record before it
+    shipped: wire.AnyOp | None = None
+    stored: list[wire.Stored] = field(default_factory=list)
+
+    @property
+    def staged_bytes(self) -> int:
+        """Return how many staged bytes the record carries."""
+        return self.record.staged_bytes if isinstance(self.record, StagedWrite) else 0
+
+
+class Shipper:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        space: SpaceId,
+        mount: MountId,
+        names: NameService,
+        blocks: BlockIO,
+        staging: Staging,
+        journal: Journal,
+    ) -> None:
+        self._space, self._mount = space, mount
+        self._names, self._blocks = names, blocks
+        self._staging, self._journal = staging, journal
+        self._lock = threading.Lock()  # guards _queue, _urgent, _ending; taken last
+        self._wake = threading.Condition(self._lock)
+        self._queue: deque[Item] = deque()
+        self._under_way: list[Item] = []
+        self._urgent = 0  # records up to this number are not held back
+        self._ending = False
+        self.failure: EverfoldError | None = None  # why the cluster was not reached lately
+        self.committed_number = 0  # everything up to here is in the cluster
+        self.batches = 0
+        self.shipped_ops = 0
+        self._thread = threading.Thread(target=self._run, name="shipper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to ship."""
+        self._thread.start()
+
+    def submit(self, items: list[Item]) -> None:
+        """Queue records that are in the journal; they come in order of their numbers."""
+        with self._lock:
+            self._queue.extend(items)
+            self._wake.notify_all()
+
+    def hurry(self, number: int) -> None:
+        """Do not hold back records up to `number` any longer."""
+        with self._lock:
+            if number > self._urgent:
+                self._urgent = number
+                self._wake.notify_all()
+
+    def seal_queued(self, number: int) -> bool:
+        """Let a write that is still queued seal its version, and go; False if it has left."""
+        with self._lock:
+            for index in range(len(self._queue) - 1, -1, -1):
+                item = self._queue[index]
+                if item.number == number:
+                    if not isinstance(item.record, StagedWrite):
+                        return False
+                    item.record = msgspec.structs.replace(item.record, is_sealed=True)
+                    item.hold_until = 0.0
+                    self._wake.notify_all()
+                    return True
+                if item.number < number:
+                    break
+        return False
+
+    @property
+    def backlog(self) -> tuple[int, int]:
+        """Return (records, staged bytes) not in the cluster yet."""
+        with self._lock:
+            waiting = [*self._under_way, *self._queue]
+        return len(waiting), sum(item.staged_bytes for item in waiting)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until nothing is left to ship; False when it took too long."""
+        ends = time.monotonic() + timeout_s
+        with self._lock:
+            self._urgent = max((item.number for item in self._queue), default=self._urgent)
+            self._wake.notify_all()
+            while self._queue or self._under_way:
+                left = ends - time.monotonic()
+                if left <= 0 or not self._thread.is_alive():
+                    return False
+                self._wake.wait(min(left, 1.0))
+        return True
+
+    def close(self) -> None:
+        """Stop after the batch under way; what is queued stays in the journal."""
+        with self._lock:
+            self._ending = True
+            self._wake.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout=35)
+
+    # ------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            try:
+                self._ship(batch)
+            except EverfoldError as err:
+                self._refuse(batch, err)
+            except Exception:
+                log.exception("a batch could not be shipped")
+                self._refuse(batch, EverfoldError(Kind.INTERNAL, "the batch could not be shipped"))
+            with self._lock:
+                self._under_way = []
+                self._wake.notify_all()
+
+    def _next_batch(self) -> list[Item] | None:
+        """Wait for records; return those that go together, None at the end."""
+        with self._lock:
+            while True:
+                if self._ending:
+                    return None
+                pause = self._ready_in()
+                if pause <= 0:
+                    break
+                self._wake.wait(pause if pause < 1e9 else None)
+            batch: list[Item] = []
+            nbytes, now = 0, time.monotonic()
+            while self._queue:
+                item = self._queue[0]
+                is_full = len(batch) >= BATCH_OPS or nbytes + item.staged_bytes > BATCH_BYTES
+                if batch and not item.is_glued and (is_full or self._held(item, now)):
+                    break
+                batch.append(self._queue.popleft())
+                nbytes += item.staged_bytes
+            self._under_way = batch
+            return batch
+
+    def _held(self, item: Item, now: float) -> bool:
+        return item.hold_until > now and item.number > self._urgent
+
+    def _ready_in(self) -> float:
+        if not self._queue:
+            return 1e9
+        head, now = self._queue[0], time.monotonic()
+        return head.hold_until - now if self._held(head, now) else 0.0
+
+    def _ship(self, batch: list[Item]) -> None:
+        pause = 0.02
+        while True:
+            try:
+                self._store(batch)
+                committed = self._commit(batch)
+                break
+            except EverfoldError as err:
+                if not (err.kind.may_retry or err.kind in (Kind.NO_SPACE, Kind.MISSING)):
+                    raise
+                if self.failure is None:
+                    log.warning("the cluster cannot be reached, changes wait: %s", err)
+                self.failure = err
+                with self._lock:
+                    if self._ending:
+                        raise
+                    self._wake.wait(pause)
+                pause = min(pause * 2, 0.5)
+        if self.failure is not None:
+            log.info("the cluster is back")
+            self.failure = None
+        self.batches += 1
+        self.shipped_ops += len(batch)
+        self._finish(batch, committed.results, committed.seq)
+
+    def _finish(self, batch: list[Item], results: list[wire.Result], seq: Seq) -> None:
+        self._journal.trim(batch[-1].number)
+        self.committed_number = batch[-1].number
+        for item, result in zip(batch, results, strict=True):
+            item.done(item, result, seq)
+
+    def _refuse(self, batch: list[Item], err: EverfoldError) -> None:
+        """Nothing of the batch was applied. The journal keeps it only if that may change."""
+        keep = err.kind in _FATAL or err.kind.may_retry or self._ending
+        log.error("a batch of %d operations was refused: %s", len(batch), err)
+        self.failure = err
+        if not keep:
+            self._journal.trim(batch[-1].number)
+        result = wire.Result(kind=err.kind.value, message=err.message)
+        for item in batch:
+            item.done(item, result, Seq(0))
+
+    def _commit(self, batch: list[Item]) -> wire.Committed:
+        ops = [item.shipped for item in batch if item.shipped is not None]
+        stored = [each for item in batch for each in item.stored if each.nodes]
+        return self._names.commit(
+            wire.Commit(self._space, self._mount, batch[0].number, ops, stored)
+        )
+
+    # ------------------------------------------------------------ bytes become blocks
+
+    def _store(self, batch: Iterable[Item]) -> None:
+        writes = [item for item in batch if isinstance(item.record, StagedWrite)]
+        blocks: dict[BlockId, bytes] = {}
+        for item in batch:
+            if isinstance(item.record, StagedWrite):
+                item.shipped = self._cut(item.record, item.is_late, blocks)
+            else:
+                item.shipped = item.record
+        if blocks:
+            stored = self._blocks.store(list(blocks.items()))
+            writes[0].stored = stored
+
+    def _cut(self, record: StagedWrite, is_late: bool, blocks: dict[BlockId, bytes]) -> wire.Write:
+        """Read a record's bytes and lay them out in blocks; adds to `blocks`."""
+        extents = list(record.extents)
+        for run in _runs(record.staged):
+            data = b"".join(
+                self._staging.read(Place(segment, at), length) for _, length, segment, at in run
+            )
+            block = name_of(data)
+            blocks[block] = data
+            at = 0
+            for offset, length, _, _ in run:
+                extents.append(Extent(offset, length, block, at))
+                at += length
+        return wire.Write(
+            ino=record.ino,
+            base=record.base,
+            size=record.size,
+            mtime_ns=record.mtime_ns,
+            time_ns=record.time_ns,
+            extents=_merged(extents),
+            holes=record.holes,
+            cut=record.cut,
+            is_sealed=record.is_sealed,
+            is_late=is_late,
+            mode=record.mode,
+        )
+
+
+Staged = tuple[int, int, int, int]
+
+
+def _runs(staged: list[Staged]) -> list[list[Staged]]:
+    """Group pieces into blocks: at most BLOCK_MAX bytes each.
+
+    A long stretch of a file is cut at multiples of BLOCK_MAX of its offset, so that the same
+    bytes at the same place give the same blocks; short pieces share a block.
+    """
+    runs: list[list[Staged]] = []
+    room, last_end = 0, -1
+    for offset, length, segment, at in staged:
+        while length:
+            piece = min(length, BLOCK_MAX - offset % BLOCK_MAX)
+            is_aligned = offset % BLOCK_MAX == 0 and offset == last_end
+            if not runs or piece > room or is_aligned:
+                runs.append([])
+                room = BLOCK_MAX
+            runs[-1].append((offset, piece, segment, at))
+            room -= piece
+            last_end = offset + piece
+            offset, at, length = offset + piece, at + piece, length - piece
+    return runs
+
+
+def _merged(extents: list[Extent]) -> list[Extent]:
+    """Return extents in order, neighbours that continue each other made one."""
+    merged: list[Extent] = []
+    for extent in sorted(extents, key=lambda e: e.offset):
+        if merged:
+            last = merged[-1]
+            if (
+                last.end == extent.offset
+                and last.block == extent.block
+                and last.block_offset + last.length == extent.block_offset
+            ):
+                merged[-1] = Extent(
+                    last.offset, last.length + extent.length, last.block, last.block_offset
+                )
+                continue
+        merged.append(extent)
+    return merged

@@ -1,0 +1,214 @@
+"""The tree in memory: what this mount knows of names and attributes, and as of when.
+
+Nothing here is ever wrong for long: what the feed says has changed is forgotten, and what
+an answer of the nameserver says is believed only if no later change of the same thing has
+been seen (`install_*` compare the answer's commit number with `_touched`). Not known is not
+the same as not there: `child` returns None for the first, `ABSENT` for the second.
+
+No I/O, no locks: the owner (`mount.core`) calls under its lock. Memory is bounded: past
+`limit` inodes the least recently used are forgotten and fetched again when asked for.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+from everfold.model import Attr, Entry, Ino, Seq
+
+ABSENT = Ino(-1)
+_TOUCHED_MAX = 50_000
+
+
+class Directory:
+    """The names of a directory as far as they are known."""
+
+    __slots__ = ("absent", "children", "is_complete", "parent")
+
+    def __init__(self) -> None:
+        self.children: dict[bytes, Ino] = {}
+        self.absent: set[bytes] = set()
+        self.is_complete = False  # every name is in `children`
+        self.parent = Ino(0)  # 0: not known
+
+
+class Tree:
+    """See the module's docstring."""
+
+    def __init__(self, limit: int = 200_000) -> None:
+        self._limit = limit
+        self._attrs: OrderedDict[Ino, Attr] = OrderedDict()
+        self._directories: OrderedDict[Ino, Directory] = OrderedDict()
+        self._touched_names: OrderedDict[tuple[Ino, bytes], Seq] = OrderedDict()
+        self._touched_inos: OrderedDict[Ino, Seq] = OrderedDict()
+        self._floor = Seq(0)  # answers older than this are not believed any more
+
+    # ------------------------------------------------------------ asking
+
+    def attr(self, ino: Ino) -> Attr | None:
+        """Return the committed attributes of an inode, None when not known."""
+        attr = self._attrs.get(ino)
+        if attr is not None:
+            self._attrs.move_to_end(ino)
+        return attr
+
+    def child(self, parent: Ino, name: bytes) -> Ino | None:
+        """Return the inode of a name, `ABSENT` when there is surely none, None if not known."""
+        directory = self._directories.get(parent)
+        if directory is None:
+            return None
+        ino = directory.children.get(name)
+        if ino is not None:
+            return ino
+        return ABSENT if directory.is_complete or name in directory.absent else None
+
+    def listing(self, ino: Ino) -> tuple[Ino, list[tuple[bytes, Ino]]] | None:
+        """Return (parent, names) of a directory that is wholly known, else None."""
+        directory = self._directories.get(ino)
+        if directory is None or not directory.is_complete:
+            return None
+        self._directories.move_to_end(ino)
+        return directory.parent, list(directory.children.items())
+
+    def inos(self) -> Iterator[Ino]:
+        """Yield the inodes whose attributes are known."""
+        return iter(list(self._attrs))
+
+    def names(self) -> Iterator[tuple[Ino, bytes]]:
+        """Yield (parent, name) of all that is known of names, absences too."""
+        for ino, directory in list(self._directories.items()):
+            for name in (*directory.children, *directory.absent):
+                yield ino, name
+
+    def __len__(self) -> int:
+        return len(self._attrs)
+
+    def touched_after(self, ino: Ino, seq: Seq) -> bool:
+        """Tell whether the inode is known to have changed after commit `seq`."""
+        return self._touched_inos.get(ino, self._floor) > seq
+
+    # ------------------------------------------------------------ answers of the nameserver
+
+    def install_attr(self, attr: Attr, as_of: Seq) -> bool:
+        """Believe attributes unless the inode changed after `as_of`; tell whether."""
+        if as_of < self._touched_inos.get(attr.ino, self._floor):
+            return False
+        self._attrs[attr.ino] = attr
+        self._attrs.move_to_end(attr.ino)
+        self._bound()
+        return True
+
+    def install_entry(self, parent: Ino, name: bytes, entry: Entry | None, as_of: Seq) -> None:
+        """Believe a name, or (None) its absence, unless it changed after `as_of`."""
+        if as_of < self._touched_names.get((parent, name), self._floor):
+            return
+        directory = self._directory(parent)
+        if entry is None:
+            directory.children.pop(name, None)
+            directory.absent.add(name)
+        else:
+            directory.absent.discard(name)
+            directory.children[name] = entry.attr.ino
+            self.install_attr(entry.attr, as_of)
+
+    def install_listing(self, ino: Ino, parent: Ino, entries: Iterable[Entry], as_of: Seq) -> None:
+        """Believe a whole directory unless one of its names changed after `as_of`."""
+        if as_of < self._touched_inos.get(ino, self._floor):
+            return
+        directory = self._directory(ino)
+        directory.parent = parent
+        directory.children = {}
+        directory.absent.clear()
+        directory.is_complete = True
+        for entry in entries:
+            directory.children[entry.name] = entry.attr.ino
+            self.install_attr(entry.attr, as_of)
+
+    # ------------------------------------------------------------ changes
+
+    def touch_name(self, parent: Ino, name: bytes, seq: Seq) -> bool:
+        """Note that commit `seq` changed a name; False when a later change is known already."""
+        key = (parent, name)
+        if seq < self._touched_names.get(key, Seq(0)):
+            return False
+        self._touched_names[key] = seq
+        self._touched_names.move_to_end(key)
+        self.touch_ino(parent, seq)
+        if len(self._touched_names) > _TOUCHED_MAX:
+            self._floor = max(self._floor, self._touched_names.popitem(last=False)[1])
+        return True
+
+    def touch_ino(self, ino: Ino, seq: Seq) -> bool:
+        """Note that commit `seq` changed an inode; False when a later change is known."""
+        if seq < self._touched_inos.get(ino, Seq(0)):
+            return False
+        self._touched_inos[ino] = seq
+        self._touched_inos.move_to_end(ino)
+        if len(self._touched_inos) > _TOUCHED_MAX:
+            self._floor = max(self._floor, self._touched_inos.popitem(last=False)[1])
+        return True
+
+    def set_child(self, parent: Ino, name: bytes, ino: Ino) -> None:
+        """A name leads to an inode now (this mount made it so)."""
+        directory = self._directory(parent)
+        directory.absent.discard(name)
+        directory.children[name] = ino
+
+    def set_absent(self, parent: Ino, name: bytes) -> None:
+        """A name is gone (this mount removed it)."""
+        directory = self._directory(parent)
+        directory.children.pop(name, None)
+        directory.absent.add(name)
+
+    def set_attr(self, attr: Attr) -> None:
+        """An inode has these attributes now (this mount made it so)."""
+        self._attrs[attr.ino] = attr
+        self._attrs.move_to_end(attr.ino)
+        self._bound()
+
+    def made_directory(self, ino: Ino, parent: Ino) -> None:
+        """This mount made an empty directory: all its names are known."""
+        directory = self._directory(ino)
+        directory.is_complete = True
+        directory.parent = parent
+
+    def moved_directory(self, ino: Ino, parent: Ino) -> None:
+        """A directory lies in another one now."""
+        directory = self._directories.get(ino)
+        if directory is not None:
+            directory.parent = parent
+
+    def forget_name(self, parent: Ino, name: bytes) -> None:
+        """What the name leads to is not known any more."""
+        directory = self._directories.get(parent)
+        if directory is not None:
+            directory.children.pop(name, None)
+            directory.absent.discard(name)
+            directory.is_complete = False
+
+    def forget_attr(self, ino: Ino) -> None:
+        """The attributes of the inode are not known any more."""
+        self._attrs.pop(ino, None)
+
+    def forget_directory(self, ino: Ino) -> None:
+        """None of the directory's names is known any more."""
+        self._directories.pop(ino, None)
+
+    def forget_all(self) -> None:
+        """Nothing is known any more."""
+        self._attrs.clear()
+        self._directories.clear()
+
+    # ------------------------------------------------------------ bounds
+
+    def _directory(self, ino: Ino) -> Directory:
+        directory = self._directories.get(ino)
+        if directory is None:
+            directory = self._directories[ino] = Directory()
+            if len(self._directories) > self._limit // 4:
+                self._directories.popitem(last=False)
+        return directory
+
+    def _bound(self) -> None:
+        while len(self._attrs) > self._limit:
+            self._attrs.popitem(last=False)
