@@ -56,6 +56,7 @@ setup(
             "everfold-nameserver=nameserver.__main__:main",
             "everfold-datanode=datanode.__main__:main",
             "everfold-mount=mount.__main__:main",
+            "mount.everfold=tools.fstab:main",
         ],
     },
 )
