@@ -14,7 +14,7 @@ from tools import command, mountpoint
 from tools.home import Home, Login, MountRecord, read_json
 from tools.supervisor import python
 
-READY_S = 30.0
+READY_S = 180.0  # what an earlier driver left is sent first
 
 
 def add(verbs: command.Verbs) -> None:

@@ -65,11 +65,17 @@ def children() -> set[int]:
         if not folder.name.isdecimal() or int(folder.name) == os.getpid():
             continue
         try:
-            if wanted in (folder / "environ").read_bytes().split(b"\0") and not _is_zombie(folder):
+            is_ours = wanted in (folder / "environ").read_bytes().split(b"\0")
+            if is_ours and not _is_zombie(folder) and not _is_pythons_own(folder):
                 found.add(int(folder.name))
         except OSError:
             continue  # it ended while we looked, or is another user's
     return found
+
+
+def _is_pythons_own(folder: Path) -> bool:
+    """Tell whether this is multiprocessing's tracker, which lives as long as the whole run."""
+    return b"multiprocessing.resource_tracker" in (folder / "cmdline").read_bytes()
 
 
 def _is_zombie(folder: Path) -> bool:
