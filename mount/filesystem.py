@@ -86,8 +86,12 @@ class Changes:
 class Filesystem(Protocol):
     """A filesystem, as a kernel asks for it. All methods raise `EverfoldError` kinds."""
 
-    negative_ttl: float  # how long the kernel may remember that a name is not there
     is_read_only: bool
+
+    @property
+    def negative_ttl(self) -> float:
+        """How long the kernel may remember that a name is not there, in seconds."""
+        ...
 
     def lookup(self, parent: Ino, name: bytes) -> Node: ...
     def forget(self, ino: Ino, count: int) -> None: ...

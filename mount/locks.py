@@ -48,7 +48,11 @@ class Locks:
             return
         patience.require()
         if lock.type is LockType.UNLOCK:
-            self._files.sync(self._files.handle(fh).content)
+            try:
+                self._files.sync(self._files.handle(fh).content)
+            finally:
+                self._ask(lock, is_waiting=False)  # a lock never outlives a failure to sync
+            return
         while True:
             gen = self._core.locks_gen
             try:
