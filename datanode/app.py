@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from typing import Any, cast
+from typing import Any
 
 import flask
 import msgspec
@@ -20,6 +20,7 @@ from datanode import metrics
 from datanode.auth import Doorkeeper
 from datanode.copying import Copier
 from datanode.node import Node
+from datanode.server import WholeBody
 from everfold import blockid, wire
 from everfold.errors import EverfoldError, Kind
 from everfold.log import adopt_request_id
@@ -136,7 +137,7 @@ def create_app(node: Node, doorkeeper: Doorkeeper, copier: Copier) -> flask.Flas
     return app
 
 
-def body(limit: int) -> bytes:
+def body(limit: int) -> bytes | memoryview:
     """Return the request's body: INVALID when cut short, TOO_LARGE beyond `limit`."""
     environ = flask.request.environ
     try:
@@ -146,7 +147,11 @@ def body(limit: int) -> bytes:
     if length > limit:
         raise EverfoldError(Kind.TOO_LARGE, f"the body may have {limit} bytes, not {length}")
     try:
-        raw = cast(bytes, environ["wsgi.input"].read(length))
+        reader = getattr(environ["wsgi.input"], "reader", None)
+        if isinstance(reader, WholeBody):
+            raw: bytes | memoryview = reader.whole()
+        else:
+            raw = environ["wsgi.input"].read(length)
     except OSError as err:
         raise EverfoldError(Kind.TIMEOUT, f"the body did not come: {err}") from err
     if len(raw) != length:

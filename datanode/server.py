@@ -8,16 +8,19 @@ process is enough: hashing and all I/O release the interpreter lock.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.http.body import LengthReader
 from gunicorn.workers import gthread
 
 STALLED_S = 30  # a connection that moves no byte for so long in a request is given up
 _THREADS = 32
+_STAY_MS = 2
 
 
 class _Application(BaseApplication):  # type: ignore[misc]
@@ -34,6 +37,28 @@ class _Application(BaseApplication):  # type: ignore[misc]
         return self._app
 
 
+class WholeBody(LengthReader):  # type: ignore[misc]
+    """A body that can be read in one go, into memory that is taken once.
+
+    gunicorn's own way (pieces, pushed back and joined again) cost 2 ms more for 4 MiB.
+    """
+
+    def whole(self) -> memoryview:
+        """Return all that is left; shorter when the client hung up."""
+        view = memoryview(bytearray(self.length))
+        ready = self.unreader.take_buffered()
+        filled = min(len(ready), len(view))
+        view[:filled] = ready[:filled]
+        self.unreader.unread(ready[filled:])
+        while filled < len(view):
+            count = self.unreader.sock.recv_into(view[filled:])
+            if not count:
+                break
+            filled += count
+        self.length -= filled
+        return view[:filled]
+
+
 class _Worker(gthread.ThreadWorker):  # type: ignore[misc]
     def is_parent_alive(self) -> bool:
         """There is no arbiter to outlive."""
@@ -42,8 +67,20 @@ class _Worker(gthread.ThreadWorker):  # type: ignore[misc]
     def notify(self) -> None:
         """There is no arbiter to tell."""
 
+    def handle(self, conn: Any) -> Any:
+        """Stay with a connection while its client goes on asking at once.
+
+        Handing it to the poller and getting it back costs two thread switches a request.
+        """
+        keep = super().handle(conn)
+        while keep is True and self.alive and _has_more(conn.sock):
+            keep = super().handle(conn)
+        return keep
+
     def handle_request(self, req: Any, conn: Any) -> Any:
         conn.sock.settimeout(STALLED_S)
+        if type(req.body.reader) is LengthReader:
+            req.body.reader = WholeBody(req.body.reader.unreader, req.body.reader.length)
         return super().handle_request(req, conn)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
@@ -55,6 +92,15 @@ class _Worker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def _cap_keepalive(self, deadline: float) -> None:
         super()._cap_keepalive(0.0)
+
+
+def _has_more(sock: socket.socket) -> bool:
+    waiter = select.poll()
+    try:
+        waiter.register(sock, select.POLLIN)
+        return bool(waiter.poll(_STAY_MS))
+    except (OSError, ValueError):  # closed
+        return False
 
 
 def listen(host: str, port: int) -> socket.socket:
