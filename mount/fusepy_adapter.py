@@ -164,7 +164,7 @@ class FusepyMount:
             "attr_timeout": 0,
         }
         if (self._library.fuse_version_major, self._library.fuse_version_minor) >= (3, 12):
-            words["max_threads"] = THREADS
+            words |= {"max_threads": THREADS, "max_idle_threads": THREADS}
         if self._options.read_only:
             words["ro"] = True
         for word in (*self._options.words(), *self._options.flag_words()):

@@ -14,15 +14,15 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,6 @@ _CALL_S = 60.0
 Factory = Callable[[], Filesystem]
 
 
-def is_possible() -> bool:
-    """Tell whether this machine lets this process mount."""
-    return os.path.exists("/dev/fuse") and os.geteuid() == 0
-
-
 @dataclass(frozen=True)
 class Plan:
     """What the child is to do; it travels to it."""
@@ -55,7 +50,6 @@ class Plan:
     driver: str
     options: MountOptions | None = None
     uid: int | None = None  # the user to become before mounting
-    path: list[str] = field(default_factory=lambda: list(sys.path))
 
 
 class Remote:
@@ -81,7 +75,7 @@ class Remote:
 class Mounted:
     """A filesystem that is mounted at `path` by the process `pid`."""
 
-    def __init__(self, plan: Plan, process: BaseProcess, pipe: Connection) -> None:
+    def __init__(self, plan: Plan, process: subprocess.Popen[bytes], pipe: Connection) -> None:
         self.driver = plan.driver
         self.path = Path(plan.mountpoint)
         self.process = process
@@ -93,13 +87,12 @@ class Mounted:
     @property
     def pid(self) -> int:
         """The process that serves."""
-        assert self.process.pid is not None
         return self.process.pid
 
     def kill(self) -> None:
         """Kill the driver as a crash would; the mountpoint stays behind, dead."""
-        os.kill(self.pid, signal.SIGKILL)
-        self.process.join(_END_S)
+        self.process.kill()
+        self.process.wait(_END_S)
 
 
 @contextlib.contextmanager
@@ -122,32 +115,41 @@ def mounted(
             if uid is not None:
                 os.chown(mountpoint, uid, -1)
         plan = Plan(factory, str(mountpoint), driver, options, uid)
-        ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.get_context("spawn").Process(
-            target=_drive, args=(plan, theirs), daemon=True
-        )
-        process.start()
-        theirs.close()
+        process, pipe = _start(plan)
         try:
-            if not ours.poll(_START_S):
+            if not pipe.poll(_START_S):
                 raise TimeoutError("the mount does not come up")
             try:
-                problem = ours.recv()
+                problem = pipe.recv()
             except EOFError:
                 raise RuntimeError("the driver died before it had mounted") from None
             if problem is not None:
                 raise problem
-            yield Mounted(plan, process, ours)
+            yield Mounted(plan, process, pipe)
         finally:
-            _clean_up(process, ours, plan.mountpoint)
+            _clean_up(process, pipe, plan.mountpoint)
 
 
-def _clean_up(process: BaseProcess, pipe: Connection, mountpoint: str) -> None:
+def _start(plan: Plan) -> tuple[subprocess.Popen[bytes], Connection]:
+    ours, theirs = multiprocessing.Pipe()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(theirs.fileno())],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+    ours.send(plan)
+    return process, ours
+
+
+def _clean_up(process: subprocess.Popen[bytes], pipe: Connection, mountpoint: str) -> None:
     pipe.close()  # the driver sees it, and unmounts
-    process.join(_END_S)
-    if process.is_alive():
+    try:
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:
         process.kill()
-        process.join(_END_S)
+        process.wait(_END_S)
     while mounting.device_of(mountpoint) is not None:
         mounting.detach(mountpoint, lazy=True)
 
@@ -216,3 +218,11 @@ def _serve(plan: Plan, pipe: Connection, filesystem: Filesystem, driver: Any) ->
         if err.kind is not Kind.BUSY:
             raise
         driver.unmount(lazy=True)
+
+
+if __name__ == "__main__":
+    # Not `_drive` of this `__main__`: what travels must be of the importable module.
+    from tests.harness import mounts
+
+    inherited = Connection(int(sys.argv[1]))
+    mounts._drive(inherited.recv(), inherited)
