@@ -1,0 +1,109 @@
+"""``everfold-nameserver``: read the configuration, wire the service, serve."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from everfold import config, log
+from everfold.clock import SystemClock
+from everfold.errors import EverfoldError
+from nameserver import secretfile, server
+from nameserver.app import create_app
+from nameserver.db import Database
+from nameserver.policy import Policy
+from nameserver.service import FirstAdmin, Service
+
+_log = logging.getLogger("nameserver")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    described = argparse.ArgumentParser(
+        prog="everfold-nameserver",
+        description="Serve the names, versions and replica maps of a cluster.",
+        epilog="example: everfold-nameserver --data /var/lib/everfold --port 5000\n"
+        "exit status: 0 stopped in order, 2 bad configuration, 1 anything else",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    described.add_argument("--data", required=True, type=Path, metavar="DIR")
+    described.add_argument("--host", default="127.0.0.1")
+    described.add_argument("--port", default=5000, type=int, help="0: any free one")
+    described.add_argument("--ready-file", type=Path, metavar="F")
+    described.add_argument("--log-file", type=Path, metavar="F")
+    config.add_flags(
+        described, "secret_key", "jwt_secret_key", "cluster_secret", "database_url", "replicas",
+        "min_replicas", "registration", "max_file_size", "allowed_extensions", "default_quota",
+    )  # fmt: skip
+    return described
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a nameserver until it is told to stop."""
+    args = parser().parse_args(argv)
+    log.set_up(path=args.log_file)
+    try:
+        settings = config.from_args(args, os.environ)
+        service, admin = start(args.data, settings)
+        sock = server.listen(args.host, args.port)
+    except EverfoldError as err:
+        print(f"everfold-nameserver: {err}", file=sys.stderr)
+        return 2
+    except OSError as err:
+        print(f"everfold-nameserver: cannot listen at {args.host}:{args.port}: {err}",
+              file=sys.stderr)  # fmt: skip
+        return 1
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    url = f"http://{host}:{sock.getsockname()[1]}"
+    if admin is not None and not settings.admin_password and args.ready_file is None:
+        print(f"first admin: {admin.username} password: {admin.password}", file=sys.stderr)
+    _log.info("serving at %s", url)
+    service.driver.start()
+    if args.ready_file is not None:
+        _write_ready(args.ready_file, url, admin)
+    server.serve(create_app(service), sock, lambda: _stop(service))
+    service.stop()
+    return 0
+
+
+def start(data: Path, settings: config.Settings) -> tuple[Service, FirstAdmin | None]:
+    """Return the wired service, and the admin if this is the first start."""
+    data.mkdir(parents=True, exist_ok=True)
+    given = secretfile.Secrets(
+        settings.secret_key, settings.jwt_secret_key, settings.cluster_secret
+    )
+    db = Database(settings.database_url or f"sqlite:///{data / 'nameserver.db'}")
+    policy = Policy(
+        replicas=settings.replicas,
+        min_replicas=settings.min_replicas or min(2, settings.replicas),
+        registration=settings.registration,
+        default_quota=settings.default_quota,
+        max_file_size=settings.max_file_size,
+    )
+    service = Service(db, SystemClock(), policy, secretfile.load(data, given))
+    return service, service.first_admin(settings.admin_password)
+
+
+def _stop(service: Service) -> None:
+    # from a signal handler: the locks it takes may be held by the very code it interrupted
+    threading.Thread(target=service.stop, name="stop", daemon=True).start()
+
+
+def _write_ready(path: Path, url: str, admin: FirstAdmin | None) -> None:
+    """Tell the starter, whole or not at all; only its owner may read the password."""
+    told = {"url": url, "pid": os.getpid(), "admin": admin._asdict() if admin else None}
+    fresh = path.with_name(path.name + ".new")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        json.dump(told, file)
+    os.replace(fresh, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The Flask application: blueprints, request ids, and one place where errors become answers."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from everfold.errors import EverfoldError, Kind
+from everfold.log import adopt_request_id, request_id
+from everfold.wire import REQUEST_ID
+from nameserver.routes import admin, hot, people
+from nameserver.routes.auth import Guard
+from nameserver.service import Service
+
+_log = logging.getLogger(__name__)
+_HTTP_KINDS = {
+    400: Kind.INVALID,
+    401: Kind.UNAUTHENTICATED,
+    403: Kind.FORBIDDEN,
+    404: Kind.NOT_FOUND,
+    405: Kind.UNSUPPORTED,
+    413: Kind.TOO_LARGE,
+    429: Kind.RATE_LIMITED,
+}
+
+
+def create_app(service: Service) -> Flask:
+    """Return the WSGI application of a nameserver."""
+    app = Flask(__name__, static_folder=None)
+    app.secret_key = service.secret_key
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    guard = Guard(service.gate)
+    app.url_map.strict_slashes = False  # no redirects: a POST would lose its body
+    app.register_blueprint(hot.blueprint(service))
+    app.register_blueprint(people.blueprint(service, guard))
+    app.register_blueprint(admin.blueprint(service, guard))
+    _health(app, service)
+
+    @app.before_request
+    def adopt() -> None:
+        adopt_request_id(request.environ.get("HTTP_X_REQUEST_ID"))
+
+    @app.after_request
+    def tell(answer: Response) -> Response:
+        answer.headers[REQUEST_ID] = request_id()
+        return answer
+
+    app.register_error_handler(EverfoldError, _known)
+    app.register_error_handler(HTTPException, _http)
+    app.register_error_handler(Exception, _unknown)
+    return app
+
+
+def _known(err: EverfoldError) -> Response:
+    if err.kind is Kind.INTERNAL:
+        _log.error("%s %s failed", request.method, request.path, exc_info=err)
+    return _answer(err, err.kind.http_status)
+
+
+def _http(err: HTTPException) -> Response:
+    status = err.code or 500
+    kind = _HTTP_KINDS.get(status, Kind.INTERNAL if status >= 500 else Kind.INVALID)
+    return _answer(EverfoldError(kind, err.name, request.path[:200]), status)
+
+
+def _unknown(err: Exception) -> Response:
+    _log.error("%s %s failed", request.method, request.path, exc_info=err)
+    return _answer(EverfoldError(Kind.INTERNAL, "a defect of the server; its log tells more"), 500)
+
+
+def _answer(err: EverfoldError, status: int) -> Response:
+    answer = jsonify(error=err.to_wire())
+    answer.status_code = status
+    if status == 401:
+        answer.headers["WWW-Authenticate"] = 'Bearer realm="everfold"'
+    return answer
+
+
+def _health(app: Flask, service: Service) -> None:
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    def readyz() -> dict[str, str]:
+        service.check_ready()
+        return {"status": "ok"}

@@ -1,0 +1,229 @@
+"""What a datanode's beat changes, and what it is answered.
+
+A beat is believed about what the node holds. It carries news (came, went, rotted) and, in
+turns, digests; where a digest differs from the map, the node is asked for that prefix's list,
+and the list sets the map right in both directions. So whatever was lost on the way, a node
+that was away, a disk that was swapped: the map converges to what is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from everfold import wire
+from everfold.blockid import BLOCK_ID_SIZE
+from everfold.errors import EverfoldError, Kind
+from everfold.model import BLOCK_MAX, BlockId, NodeId, NodeState, SpaceId
+from everfold.services import Clock
+from nameserver import tasks
+from nameserver.audit import note
+from nameserver.blocks import BlockTokens
+from nameserver.db import Cx, Database
+from nameserver.nodes import LIVE, Member, NodeBook
+from nameserver.policy import Policy
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_YOUNG_NS = 10_000_000_000  # a block this fresh may have been put after the list was written
+DRIFT = "drift"  # the audit's word for copies that a node should have had and has not
+
+Key = tuple[SpaceId, BlockId]
+
+
+class Beats:
+    """Receives the beats of all nodes."""
+
+    def __init__(
+        self, db: Database, clock: Clock, policy: Policy, nodes: NodeBook, tokens: BlockTokens
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._policy = policy
+        self._nodes = nodes
+        self._tokens = tokens
+
+    def beat(self, ask: wire.Heartbeat) -> wire.BeatReply:
+        """Take a node's report and hand out its commands. A new node is let in."""
+        _check(ask)
+        now = self._clock.time_ns()
+        with self._db.write() as cx:
+            _seen(cx, ask, now)
+            rotted = {(h.space, h.block) for h in ask.bad}
+            _removed(cx, ask.node, [h for h in ask.removed if (h.space, h.block) not in rotted])
+            _rotted(cx, ask.node, ask.bad)
+            _added(cx, ask.node, ask.added, now)
+            for one in ask.lists:
+                self._reconcile(cx, ask.node, one, now)
+            is_news = self._nodes.tell(cx)
+            member = self._nodes.read(cx)[ask.node]
+            commands = self._commands(cx, member, now) if member.state in LIVE else []
+            is_busy = bool(commands) and tasks.any_unsent(cx, ask.node)
+        if is_news:
+            self._nodes.changed()
+        if ask.digests and member.state in LIVE:
+            self._compare(ask.node, ask.digests, now)
+        beat_s = self._policy.busy_beat_s if is_busy else self._policy.beat_s
+        return wire.BeatReply(member.state, beat_s, commands)
+
+    # ------------------------------------------------------------ commands
+
+    def _commands(self, cx: Cx, member: Member, now_ns: int) -> list[wire.Command]:
+        taken = tasks.take(
+            cx, member.id, self._policy.commands_per_beat, self._policy.lists_per_beat, now_ns
+        )
+        commands: list[wire.Command] = []
+        for task in taken:
+            if task.kind == tasks.COPY:
+                sources = self._sources(cx, task)
+                if sources:
+                    token, _ = self._tokens.give(task.space, "r")
+                    commands.append(wire.Copy(task.space, task.block, task.size, sources, token))
+            elif task.kind == tasks.DROP:
+                commands.append(wire.Drop(task.space, task.block))
+            elif task.kind == tasks.VERIFY:
+                commands.append(wire.Verify(task.space, task.block))
+            else:
+                commands.append(wire.ListPrefix(task.block[0]))
+        return commands
+
+    def _sources(self, cx: Cx, task: tasks.Task) -> list[str]:
+        members = self._nodes.members(cx)
+        rows = cx.all(
+            "SELECT node FROM replica"
+            " WHERE space_id = ? AND block = ? AND is_bad = 0 AND node <> ?",
+            task.space,
+            task.block,
+            task.node,
+        )
+        holders = [members[row[0]] for row in rows if row[0] in members]
+        live = [m for m in holders if m.state in LIVE]
+        return [m.url for m in sorted(live, key=lambda m: m.state is NodeState.SUSPECT)]
+
+    # ------------------------------------------------------------ drift
+
+    def _compare(self, node: NodeId, digests: Sequence[wire.PrefixDigest], now_ns: int) -> None:
+        with self._db.read() as cx:
+            differ = [d.prefix for d in digests if _digest(cx, node, d.prefix) != (d.count, d.xor)]
+        if differ:
+            with self._db.write() as cx:
+                tasks.list_prefixes(cx, node, differ, now_ns)
+
+    def _reconcile(self, cx: Cx, node: NodeId, told: wire.PrefixList, now_ns: int) -> None:
+        """Set the map right for one prefix of one node."""
+        held: dict[Key, wire.Held] = {(h.space, h.block): h for h in told.held}
+        rows = cx.all(
+            "SELECT r.space_id, r.block, r.is_bad, b.kept_ns FROM replica r LEFT JOIN block b"
+            " ON b.space_id = r.space_id AND b.block = r.block WHERE r.node = ? AND r.prefix = ?",
+            node,
+            told.prefix,
+        )
+        known: dict[Key, tuple[int, int]] = {(r[0], r[1]): (r[2], r[3] or 0) for r in rows}
+        _added(cx, node, [h for key, h in held.items() if key not in known], now_ns)
+        gone = [
+            key
+            for key, (is_bad, kept_ns) in known.items()
+            if key not in held and is_bad < 2 and kept_ns < now_ns - _YOUNG_NS
+        ]
+        _forget(cx, node, gone)
+        doubted = [key for key, (is_bad, _) in known.items() if key in held and is_bad]
+        tasks.queue(cx, [tasks.Task(node, tasks.VERIFY, *key) for key in doubted], now_ns)
+        tasks.clear_list(cx, node, told.prefix)
+        if gone:
+            what = f"{len(gone)} blocks under {told.prefix:02x} that the map had here are not"
+            note(cx, now_ns, node, DRIFT, node, what)
+
+
+def _check(ask: wire.Heartbeat) -> None:
+    if not _ID.fullmatch(ask.node):
+        raise EverfoldError(Kind.INVALID, "not a node's name", ask.node[:80])
+    if not ask.url.startswith(("http://", "https://")) or len(ask.url) > 500:
+        raise EverfoldError(Kind.INVALID, "not a node's URL", ask.url[:80])
+    for held in (*ask.added, *ask.removed, *ask.bad, *(h for one in ask.lists for h in one.held)):
+        if len(held.block) != BLOCK_ID_SIZE or not 0 <= held.size <= BLOCK_MAX:
+            raise EverfoldError(Kind.INVALID, "not a block", held.block[:32].hex())
+    prefixes = [d.prefix for d in ask.digests] + [one.prefix for one in ask.lists]
+    if any(not 0 <= prefix <= 255 for prefix in prefixes):
+        raise EverfoldError(Kind.INVALID, "a prefix is one byte")
+
+
+def _seen(cx: Cx, ask: wire.Heartbeat, now_ns: int) -> None:
+    cx.run(
+        "INSERT INTO node (id, url, zone, wanted, boot, capacity, used, free, blocks, seen_ns,"
+        " created_ns) VALUES (?, ?, ?, '', ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+        " url = excluded.url, zone = excluded.zone, boot = excluded.boot,"
+        " capacity = excluded.capacity, used = excluded.used, free = excluded.free,"
+        " blocks = excluded.blocks, seen_ns = excluded.seen_ns",
+        ask.node,
+        ask.url.rstrip("/"),
+        ask.zone[:64],
+        ask.boot[:64],
+        ask.capacity,
+        ask.used,
+        ask.free,
+        ask.blocks,
+        now_ns,
+        now_ns,
+    )
+
+
+def _added(cx: Cx, node: NodeId, held: Sequence[wire.Held], now_ns: int) -> None:
+    """Count what a node has stored, verified; what it is about to drop is left out."""
+    if not held:
+        return
+    if tasks.any_for(cx, node):
+        leaving = set(
+            cx.all("SELECT space_id, block FROM task WHERE node = ? AND kind = 'drop'", node)
+        )
+        held = [h for h in held if (h.space, h.block) not in leaving]
+        tasks.clear(cx, node, (tasks.COPY, tasks.VERIFY), held)
+    held = sorted(held, key=lambda h: (h.space, h.block))  # one order: no deadlock of two nodes
+    cx.many(
+        "INSERT INTO block (space_id, block, size, kept_ns) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
+        [(h.space, h.block, h.size, now_ns) for h in held],
+    )
+    cx.many(
+        "INSERT INTO replica (space_id, block, node, prefix, is_bad) VALUES (?, ?, ?, ?, 0)"
+        " ON CONFLICT (space_id, block, node) DO UPDATE SET is_bad = 0"
+        # a doubt stands until the node, asked about it, has looked
+        " WHERE NOT EXISTS (SELECT 1 FROM task t WHERE t.node = excluded.node"
+        " AND t.kind = 'verify' AND t.space_id = excluded.space_id AND t.block = excluded.block)",
+        [(h.space, h.block, node, h.block[0]) for h in held],
+    )
+
+
+def _removed(cx: Cx, node: NodeId, held: Sequence[wire.Held]) -> None:
+    if not held:
+        return
+    _forget(cx, node, [(h.space, h.block) for h in held])
+    tasks.clear(cx, node, (tasks.DROP, tasks.VERIFY), held)
+
+
+def _rotted(cx: Cx, node: NodeId, held: Sequence[wire.Held]) -> None:
+    if not held:
+        return
+    cx.many(
+        "UPDATE replica SET is_bad = 2 WHERE space_id = ? AND block = ? AND node = ?",
+        [(h.space, h.block, node) for h in held],
+    )
+    tasks.clear(cx, node, (tasks.VERIFY, tasks.COPY), held)
+
+
+def _forget(cx: Cx, node: NodeId, keys: Iterable[Key]) -> None:
+    cx.many(
+        "DELETE FROM replica WHERE space_id = ? AND block = ? AND node = ?",
+        [(space, block, node) for space, block in keys],
+    )
+
+
+def _digest(cx: Cx, node: NodeId, prefix: int) -> tuple[int, int]:
+    """Return (count, xor) of what the map says a node holds under a prefix."""
+    rows = cx.all(
+        "SELECT space_id, block FROM replica WHERE node = ? AND prefix = ? AND is_bad < 2",
+        node,
+        prefix,
+    )
+    xor = 0
+    for space, block in rows:
+        xor ^= wire.held_digest(space, block)
+    return len(rows), xor

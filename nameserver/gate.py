@@ -1,0 +1,121 @@
+"""Who is asking: tokens in, identities out.
+
+A token's signature is checked once and remembered; whether its user, device and generation
+still stand is looked up again after at most `Policy.verified_s` (under a second), so a
+revocation works everywhere within that time.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, NamedTuple
+
+from everfold.errors import EverfoldError, Kind
+from everfold.model import DeviceId, UserId
+from everfold.services import Clock
+from everfold.tokens import Signer
+from nameserver.accounts import ADMIN, Accounts, User
+from nameserver.db import Database
+from nameserver.devices import Device, Devices
+from nameserver.policy import Policy
+
+_REMEMBERED = 4096
+
+
+class Identity(NamedTuple):
+    """A caller that is known. `device` is empty for a password without a device."""
+
+    user: UserId
+    name: str
+    role: str
+    device: DeviceId = DeviceId("")
+    device_name: str = ""
+
+    @property
+    def is_admin(self) -> bool:
+        """Tell whether the caller may administer the cluster."""
+        return self.role == ADMIN
+
+
+class _Verified(NamedTuple):
+    claims: dict[str, Any]
+    identity: Identity
+    until: float  # monotonic; then the database is asked again
+
+
+class Gate:
+    """Checks tokens and passwords. Thread-safe."""
+
+    def __init__(
+        self,
+        db: Database,
+        clock: Clock,
+        policy: Policy,
+        accounts: Accounts,
+        devices: Devices,
+        users: Signer,
+        cluster: Signer,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._policy = policy
+        self._accounts = accounts
+        self._devices = devices
+        self._users = users
+        self._cluster = cluster
+        self._lock = threading.Lock()  # guards _verified
+        self._verified: dict[str, _Verified] = {}
+
+    def admit(self, user: User, device: Device) -> str:
+        """Return a token for a user at a device."""
+        return self._users.mint(
+            "user",
+            self._policy.token_ttl_s,
+            sub=user.id,
+            name=user.name,
+            dev=device.id,
+            gen=user.token_gen,
+        )
+
+    def by_token(self, token: str) -> Identity:
+        """Return who holds this token; UNAUTHENTICATED when it is not (or no longer) good."""
+        now = self._clock.monotonic()
+        with self._lock:
+            known = self._verified.get(token)
+        if known is not None and known.until > now:
+            if known.claims["exp"] * 1_000_000_000 > self._clock.time_ns():
+                return known.identity
+            raise EverfoldError(Kind.UNAUTHENTICATED, "the token has expired")
+        claims = self._users.verify(token, "user")
+        identity = self._still_good(claims)
+        with self._lock:
+            if len(self._verified) >= _REMEMBERED:
+                self._verified.clear()
+            self._verified[token] = _Verified(claims, identity, now + self._policy.verified_s)
+        return identity
+
+    def _still_good(self, claims: dict[str, Any]) -> Identity:
+        try:
+            user, generation, device = int(claims["sub"]), int(claims["gen"]), str(claims["dev"])
+        except (KeyError, TypeError, ValueError) as err:
+            raise EverfoldError(Kind.UNAUTHENTICATED, "the token is not valid") from err
+        with self._db.read() as cx:
+            row = cx.one(
+                "SELECT name, role, is_disabled, token_gen FROM account WHERE id = ?", user
+            )
+            found = self._devices.find(cx, device)
+        if row is None or row[2] or row[3] != generation:
+            raise EverfoldError(Kind.UNAUTHENTICATED, "the token has been revoked")
+        if found is None or found.is_revoked or found.user != user:
+            raise EverfoldError(Kind.UNAUTHENTICATED, "the device has been revoked")
+        return Identity(UserId(user), row[0], row[1], found.id, found.name)
+
+    def by_password(self, name: str, password: str, address: str) -> Identity:
+        """Return who has this name and password, for a call without a device."""
+        user = self._accounts.login(name, password, address)
+        return Identity(user.id, user.name, user.role)
+
+    def node(self, token: str) -> str:
+        """Return the id that a datanode's token names ("": any); UNAUTHENTICATED otherwise."""
+        claims = self._cluster.verify(token, "node")
+        return str(claims.get("sub", ""))

@@ -1,0 +1,176 @@
+"""One round of repair against the database: what is endangered, what is decided, queued.
+
+Every round starts from what is; nothing is remembered between rounds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from everfold.model import BlockId, NodeId, NodeState, SpaceId
+from everfold.services import Clock
+from nameserver import repair, tasks
+from nameserver.db import Cx, Database
+from nameserver.nodes import LIVE, Member, NodeBook
+from nameserver.policy import Policy
+from nameserver.repair import BlockView, Decision, NodeView
+
+_ROUND = 4000  # blocks looked at in one round
+_THIN = 500  # blocks thinned out in one transaction
+
+Found = tuple[SpaceId, BlockId, int, int]  # space, block, size, wanted
+
+
+class Rounds:
+    """Repair rounds. Used by one thread."""
+
+    def __init__(self, db: Database, clock: Clock, policy: Policy, nodes: NodeBook) -> None:
+        self._db = db
+        self._clock = clock
+        self._policy = policy
+        self._nodes = nodes
+        self._rng = random.Random()
+
+    def repair(self) -> int:
+        """Queue the copies that are missing; return how many blocks are endangered."""
+        now = self._clock.time_ns()
+        with self._db.read() as cx:
+            views = self._views(cx)
+            found = self._endangered(cx, views, now) + self._doubted(cx)
+            blocks = self._blocks(cx, found)
+        if not found:
+            return 0
+        decision = repair.plan(blocks, views, self._rng)
+        if decision.copies or decision.verifies or decision.forget:
+            with self._db.write() as cx:
+                _forget(cx, decision)
+                tasks.queue(cx, [*decision.copies, *decision.verifies], now)
+        return len(found)
+
+    def thin(self) -> int:
+        """Drop copies that are too many; return how many.
+
+        Looks and decides in the transaction that takes the copies out of the map, so nobody
+        counts on one that is about to go.
+        """
+        now = self._clock.time_ns()
+        with self._db.read() as cx:
+            if self._is_listing(cx) or not self._surplus(cx):
+                return 0
+        with self._db.write() as cx:
+            views = {m.id: self._view(cx, m) for m in self._nodes.read(cx).values()}
+            blocks = self._blocks(cx, self._surplus(cx))
+            decision = repair.plan(blocks, views, self._rng, may_drop=True)
+            _forget(cx, decision)
+            tasks.queue(cx, decision.drops, now)
+        return len(decision.drops)
+
+    # ------------------------------------------------------------ what is
+
+    def _views(self, cx: Cx) -> dict[NodeId, NodeView]:
+        return {m.id: self._view(cx, m) for m in self._nodes.read(cx).values()}
+
+    def _view(self, cx: Cx, member: Member) -> NodeView:
+        state = member.state
+        grace_s = self._policy.down_s + self._policy.repair_grace_s
+        is_blinking = state is NodeState.DOWN and member.silent_s < grace_s
+        row = cx.one(
+            "SELECT count(*), coalesce(sum(size), 0) FROM task WHERE node = ? AND kind = 'copy'",
+            member.id,
+        )
+        queued_blocks, queued_bytes = row or (0, 0)
+        return NodeView(
+            id=member.id,
+            zone=member.zone,
+            free=member.free,
+            counts=state in (NodeState.UP, NodeState.SUSPECT) or is_blinking,
+            reads=state in LIVE,
+            writes=state is NodeState.UP,
+            is_up=state is NodeState.UP,
+            room_blocks=self._policy.repair_blocks - int(queued_blocks),
+            room_bytes=self._policy.repair_bytes - int(queued_bytes),
+        )
+
+    def _endangered(self, cx: Cx, views: dict[NodeId, NodeView], now_ns: int) -> list[Found]:
+        """Return the blocks with too few copies that count, those with the fewest first."""
+        counting = [view.id for view in views.values() if view.counts] or [NodeId("")]
+        marks = ",".join("?" * len(counting))
+        rows = cx.all(
+            "SELECT b.space_id, b.block, b.size, coalesce(nullif(s.replicas, 0), ?),"
+            " count(r.node) FROM block b LEFT JOIN space s ON s.id = b.space_id"
+            " LEFT JOIN replica r ON r.space_id = b.space_id AND r.block = b.block"
+            f" AND r.is_bad = 0 AND r.node IN ({marks}) WHERE b.kept_ns < ?"
+            " GROUP BY b.space_id, b.block, b.size, s.replicas"
+            " HAVING count(r.node) < coalesce(nullif(s.replicas, 0), ?)"
+            " ORDER BY count(r.node) LIMIT ?",
+            self._policy.replicas,
+            *counting,
+            now_ns - int(self._policy.settle_s * 1e9),
+            self._policy.replicas,
+            _ROUND,
+        )
+        return [(SpaceId(r[0]), BlockId(r[1]), r[2], r[3]) for r in rows]
+
+    def _doubted(self, cx: Cx) -> list[Found]:
+        """Return blocks with a bad copy, unless only an absent node can tell more about it."""
+        return self._found(
+            cx,
+            "SELECT DISTINCT r.space_id, r.block FROM replica r JOIN node n ON n.id = r.node"
+            " WHERE r.is_bad > 0 AND (r.is_bad = 2 OR n.seen_ns > ?) LIMIT ?",
+            self._clock.time_ns() - int(self._policy.suspect_s * 1e9),
+            _THIN,
+        )
+
+    def _surplus(self, cx: Cx) -> list[Found]:
+        """Return blocks with more copies than wanted, or with copies on nodes being emptied."""
+        return self._found(
+            cx,
+            "SELECT r.space_id, r.block FROM replica r JOIN node n ON n.id = r.node"
+            " LEFT JOIN space s ON s.id = r.space_id"
+            " WHERE r.is_bad = 0 AND n.wanted IN ('', 'draining') AND n.seen_ns > ?"
+            " GROUP BY r.space_id, r.block, s.replicas"
+            " HAVING count(*) > coalesce(nullif(s.replicas, 0), ?) LIMIT ?",
+            self._clock.time_ns() - int(self._policy.suspect_s * 1e9),
+            self._policy.replicas,
+            _THIN,
+        )
+
+    def _found(self, cx: Cx, sql: str, *values: object) -> list[Found]:
+        rows = cx.all(
+            "SELECT b.space_id, b.block, b.size, coalesce(nullif(s.replicas, 0), ?)"
+            f" FROM ({sql}) x JOIN block b ON b.space_id = x.space_id AND b.block = x.block"
+            " LEFT JOIN space s ON s.id = b.space_id",
+            self._policy.replicas,
+            *values,
+        )
+        return [(SpaceId(r[0]), BlockId(r[1]), r[2], r[3]) for r in rows]
+
+    def _blocks(self, cx: Cx, found: Sequence[Found]) -> list[BlockView]:
+        views: dict[tuple[SpaceId, BlockId], BlockView] = {}
+        for space, block, size, wanted in found:
+            if (space, block) in views:
+                continue
+            held = cx.all(
+                "SELECT node, is_bad FROM replica WHERE space_id = ? AND block = ?", space, block
+            )
+            coming = cx.all(
+                "SELECT node FROM task WHERE space_id = ? AND block = ? AND kind = 'copy'",
+                space,
+                block,
+            )
+            views[space, block] = BlockView(
+                space, block, size, wanted, dict(held), frozenset(row[0] for row in coming)
+            )
+        return list(views.values())
+
+    def _is_listing(self, cx: Cx) -> bool:
+        """Tell whether a node is still telling what it has: until then nothing is too much."""
+        return cx.one("SELECT 1 FROM task WHERE kind = 'list' LIMIT 1") is not None
+
+
+def _forget(cx: Cx, decision: Decision) -> None:
+    """Take out of the map what is about to be dropped, and bad copies unless they have healed."""
+    sql = "DELETE FROM replica WHERE space_id = ? AND block = ? AND node = ?"
+    cx.many(sql, [(t.space, t.block, t.node) for t in decision.drops])
+    cx.many(sql + " AND is_bad = 2", decision.forget)

@@ -1,0 +1,1 @@
+"""The HTTP face: routes decode, call, encode; what they call knows no Flask."""
