@@ -111,22 +111,25 @@ class Supervisor:
         self._children.append(child)
         self._spawn(child)
 
-    def wait_ready(self, children: Sequence[Child], deadline_s: float) -> bool:
-        """Wait until these are ready; False when the end was asked for meanwhile.
+    def wait_ready(self, deadline_s: float, is_well: Callable[[], bool] = lambda: True) -> bool:
+        """Wait until all started children are ready and `is_well()`.
 
-        UNAVAILABLE, with the child's last words, when one ends or is not ready in time.
+        Returns False when the end was asked for meanwhile. UNAVAILABLE, with the child's last
+        words, when one ends or is not ready in time.
         """
         ends = time.monotonic() + deadline_s
         while not self._stop_asked:
-            for child in children:
+            for child in self._children:
                 self._look_for_ready(child)
                 if child.process is None or child.process.poll() is not None:
                     raise self._failure(child, "ended at its start")
-            if all(child.ready is not None for child in children):
+            late = [child for child in self._children if child.ready is None]
+            if not late and is_well():
                 return True
             if time.monotonic() > ends:
-                late = next(child for child in children if child.ready is None)
-                raise self._failure(late, f"was not ready in {deadline_s:g} s")
+                raise self._failure(
+                    late[0] if late else self._children[0], f"not ready in {deadline_s:g} s"
+                )
             self._nap()
         return False
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +23,7 @@ from tools.home import write_private
 from tools.supervisor import Child, Supervisor, python
 
 READY_S = 60.0
+MOUNT_READY_S = 180.0  # what an earlier driver left in its journal is sent first
 DRAIN_S = 60.0
 DEFAULT_PORT = 5000
 _PASSED_ON = (
@@ -208,22 +208,21 @@ class Cluster:
         """Return False when the end was asked for before everything was ready."""
         supervisor = self._supervisor
         supervisor.start(self._nameserver)
-        if not supervisor.wait_ready([self._nameserver], READY_S):
+        if not supervisor.wait_ready(READY_S):
             return False
         self._took_port(self._nameserver)
         self._take_admin()
         for node in self._nodes:
             supervisor.start(node)
-        if not supervisor.wait_ready(self._nodes, READY_S):
+        if not supervisor.wait_ready(READY_S, self._counts_on_nodes):
             return False
         for node in self._nodes:
             self._took_port(node)
-        self._wait_for_nodes()
         if self._mount:
             Path(self._mount).mkdir(parents=True, exist_ok=True)
             self._mounter = self._make_mount(self._mount)
             supervisor.start(self._mounter)
-            return supervisor.wait_ready([self._mounter], READY_S)
+            return supervisor.wait_ready(MOUNT_READY_S)
         return True
 
     def _took_port(self, child: Child) -> None:
@@ -254,19 +253,19 @@ class Cluster:
         write_private(self._embedded.token_file, minted.token + "\n")
         return minted
 
-    def _wait_for_nodes(self) -> None:
-        """Wait until the nameserver counts on every node; go on without those that stay away."""
-        ends = time.monotonic() + READY_S
+    def _counts_on_nodes(self) -> bool:
+        """Tell whether the nameserver has heard of all our nodes since their start."""
         token = self._embedded.token_file.read_text(encoding="ascii").strip()
+        try:
+            with Api(self._url, token) as api:
+                silent = {n["id"] for n in api.nodes() if n["state"] in ("down", "suspect")}
+                known = {n["id"] for n in api.nodes()}
+        except EverfoldError as err:
+            if err.kind.may_retry:
+                return False
+            raise
         ours = {node.name for node in self._nodes}
-        with Api(self._url, token) as api:
-            while time.monotonic() < ends and not self._supervisor.is_stopping:
-                awaited = {
-                    node["id"] for node in api.nodes() if node["state"] in ("down", "suspect")
-                } | (ours - {node["id"] for node in api.nodes()})
-                if not awaited & ours:
-                    return
-                time.sleep(0.05)
+        return ours <= known and not ours & silent
 
     # ------------------------------------------------------------ afterwards
 
