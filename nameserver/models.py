@@ -88,6 +88,7 @@ def tables(db: pw.Database) -> SimpleNamespace:
         seq = pw.BigIntegerField(default=0)
         next_ino = pw.BigIntegerField(default=2)  # 1 is the root
         live_bytes = pw.BigIntegerField(default=0)  # sum of the sizes of live files
+        history_bytes = pw.BigIntegerField(default=0)  # bytes of extents that only history names
         inodes = pw.BigIntegerField(default=1)
         replicas = pw.SmallIntegerField(default=0)  # 0: the cluster's default
         locks_gen = pw.BigIntegerField(default=0)
@@ -151,7 +152,9 @@ def tables(db: pw.Database) -> SimpleNamespace:
 
         `vbase` turns the inode's k into the version number of the name: number = vbase + k;
         a new entry at a name starts where the last one ended (`vlast`, set when the row is
-        closed: vbase + the k that was current then), so numbers are never reused.
+        closed: vbase + the greatest k that the inode had then), so numbers are never reused.
+        An inode that comes back to a name it bore goes on behind them too: what it showed
+        there before keeps the number it had (see `tree.history`).
         """
 
         space = pw.IntegerField(column_name="space_id")
@@ -223,6 +226,7 @@ def tables(db: pw.Database) -> SimpleNamespace:
         is_sealed = pw.SmallIntegerField(default=1)
         is_conflict = pw.SmallIntegerField(default=0)
         is_pinned = pw.SmallIntegerField(default=0)
+        base = pw.BigIntegerField(default=0)
 
         class Meta:
             primary_key = pw.CompositeKey("space", "ino", "k")
@@ -356,7 +360,9 @@ PARTIAL_INDEXES = (
     "CREATE UNIQUE INDEX IF NOT EXISTS extent_now ON extent (space_id, ino, off)"
     " WHERE died IS NULL",
     "CREATE INDEX IF NOT EXISTS extent_block ON extent (space_id, block)",
+    "CREATE INDEX IF NOT EXISTS replica_bad ON replica (space_id, block) WHERE is_bad > 0",
     "CREATE UNIQUE INDEX IF NOT EXISTS xattr_now ON xattr (space_id, ino, name) WHERE died IS NULL",
+    "CREATE INDEX IF NOT EXISTS version_open ON version (space_id, mount) WHERE is_sealed = 0",
 )
 """What peewee's own index declarations cannot say the same way on both databases."""
 

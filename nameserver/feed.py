@@ -1,0 +1,205 @@
+"""The feed: who waits for news of a space is woken by the commit that makes them.
+
+`Bell` wakes waiters in this process at once; on PostgreSQL a commit also notifies the other
+nameserver processes (delivered when it is durable), where one thread listens. Waiters look at
+the database every second all the same: a lost bell costs a second, never news.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import psycopg
+
+from everfold import wire
+from everfold.errors import EverfoldError, Kind
+from everfold.model import MountId, Node, Seq, SpaceId
+from everfold.services import Clock
+from nameserver.db import Cx, Database
+
+_log = logging.getLogger(__name__)
+
+WAIT_MAX_S: Final = 25.0
+EVENTS_MAX: Final = 1000  # commits in one answer
+_LOOK_S: Final = 1.0
+_RELISTEN_S: Final = 1.0
+_CHANNEL: Final = "everfold"
+_EVERYONE: Final = "*"
+
+
+class _Room:
+    """Those who wait for news of one space; `rung` counts how often there were some."""
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition()
+        self.rung = 0
+
+
+class Bell:
+    """Wakes those who wait for a space. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _rooms, _db, _listener; taken before a condition
+        self._rooms: dict[SpaceId, _Room] = {}
+        self._db: Database | None = None
+        self._listener: threading.Thread | None = None
+        self._stopped = threading.Event()
+
+    def connect(self, db: Database) -> None:
+        """Also hear and be heard by the other processes on this database."""
+        with self._lock:
+            self._db = db if db.is_postgres else None
+
+    def announce(self, cx: Cx, space: SpaceId) -> None:
+        """Within a transaction: wake the other processes when it commits."""
+        if cx.is_postgres:
+            cx.one(f"SELECT pg_notify('{_CHANNEL}', ?)", str(space))
+
+    def ring(self, space: SpaceId) -> None:
+        """Wake this process's waiters of a space; its transaction is over."""
+        with self._lock:
+            room = self._rooms.get(space)
+        if room is not None:
+            self._wake(room)
+
+    def ring_all(self) -> None:
+        """Wake every waiter, of every process."""
+        self._ring_here()
+        if self._db is not None:
+            with self._db.write() as cx:
+                cx.one(f"SELECT pg_notify('{_CHANNEL}', ?)", _EVERYONE)
+
+    def ticket(self, space: SpaceId) -> int:
+        """Return what `wait` compares with: take it before looking, so that no bell is lost."""
+        room = self._room(space)
+        with room.condition:
+            return room.rung
+
+    def wait(self, space: SpaceId, ticket: int, timeout_s: float) -> None:
+        """Return when the bell rang since `ticket` was taken, or after `timeout_s`."""
+        room = self._room(space)
+        with room.condition:
+            room.condition.wait_for(lambda: room.rung != ticket or self.is_stopped, timeout_s)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Tell whether nobody shall wait any more."""
+        return self._stopped.is_set()
+
+    def stop(self) -> None:
+        """Let every waiter go, now and from now on."""
+        self._stopped.set()
+        self._ring_here()
+        if self._listener is not None:
+            self._listener.join(5.0)
+
+    def _room(self, space: SpaceId) -> _Room:
+        with self._lock:
+            room = self._rooms.get(space)
+            if room is None:
+                room = self._rooms[space] = _Room()
+            if self._db is not None and self._listener is None:
+                self._listener = threading.Thread(
+                    target=self._listen, args=(self._db.url,), name="bell", daemon=True
+                )
+                self._listener.start()
+        return room
+
+    def _ring_here(self) -> None:
+        with self._lock:
+            rooms = list(self._rooms.values())
+        for room in rooms:
+            self._wake(room)
+
+    def _wake(self, room: _Room) -> None:
+        with room.condition:
+            room.rung += 1
+            room.condition.notify_all()
+
+    def _listen(self, url: str) -> None:
+        while not self.is_stopped:
+            try:
+                with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
+                    connection.execute(f"LISTEN {_CHANNEL}")
+                    self._ring_here()  # what came while nobody listened
+                    while not self.is_stopped:
+                        for note in connection.notifies(timeout=0.5):
+                            self._heard(note.payload)
+            except psycopg.Error as err:
+                _log.warning("not listening for other nameservers' commits: %s", err)
+                self._stopped.wait(_RELISTEN_S)
+
+    def _heard(self, payload: str) -> None:
+        if payload == _EVERYONE:
+            self._ring_here()
+        elif payload.isdigit():
+            self.ring(SpaceId(int(payload)))
+
+
+class Feeds:
+    """Answers long polls."""
+
+    def __init__(
+        self, db: Database, clock: Clock, bell: Bell, node_list: Callable[[], list[Node]]
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._bell = bell
+        self._node_list = node_list
+        bell.connect(db)
+
+    def poll(self, ask: wire.FeedPoll) -> wire.Feed:
+        """Return news after `ask.after`, or after at most `wait_s` (25 s) that there are none."""
+        patience = min(ask.wait_s, WAIT_MAX_S) if ask.wait_s > 0 else 0.0
+        ends = self._clock.monotonic() + patience
+        while True:
+            ticket = self._bell.ticket(ask.space)
+            feed = self._look(ask)
+            left = ends - self._clock.monotonic()
+            if _is_news(feed, ask) or left <= 0 or self._bell.is_stopped:
+                return feed
+            self._bell.wait(ask.space, ticket, min(left, _LOOK_S))
+
+    def _look(self, ask: wire.FeedPoll) -> wire.Feed:
+        with self._db.read() as cx:
+            row = cx.one("SELECT seq, locks_gen FROM space WHERE id = ?", ask.space)
+            if row is None:
+                raise EverfoldError(Kind.NOT_FOUND, "no such space", str(ask.space))
+            seq, locks = row
+            nodes = _nodes_gen(cx)
+            events = _events(cx, ask) if 0 <= ask.after < seq else []
+        is_reset = ask.after != seq and (not events or events[0].seq != ask.after + 1)
+        if is_reset:
+            events = []
+        at = events[-1].seq if events else Seq(seq)
+        told = self._node_list() if nodes != ask.nodes else []
+        return wire.Feed(at, events, locks, nodes, is_reset, told)
+
+
+def _is_news(feed: wire.Feed, ask: wire.FeedPoll) -> bool:
+    return bool(feed.events or feed.is_reset or feed.locks != ask.locks or feed.nodes != ask.nodes)
+
+
+def _nodes_gen(cx: Cx) -> int:
+    row = cx.one("SELECT value FROM meta WHERE key = 'nodes_gen'")
+    return int(row[0]) if row else 0
+
+
+def _events(cx: Cx, ask: wire.FeedPoll) -> list[wire.CommitEvent]:
+    rows = cx.all(
+        "SELECT seq, at_ns, author, device, mount, changes FROM commit_log"
+        " WHERE space_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        ask.space,
+        ask.after,
+        EVENTS_MAX,
+    )
+    return [
+        wire.CommitEvent(
+            Seq(seq), at_ns, author, device, MountId(mount),
+            wire.decode(changes, list[wire.Change]),
+        )
+        for seq, at_ns, author, device, mount, changes in rows
+    ]  # fmt: skip

@@ -1,0 +1,120 @@
+"""The commit: a batch of operations in one transaction, each applied at most once.
+
+A mount numbers its operations; `mount.last_op` is the last one that was dealt with, refused
+ones included, and `mount.results` what was answered to its last batch. A retry, in whatever
+grouping, is answered from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from everfold import wire
+from everfold.errors import EverfoldError, Kind
+from everfold.model import Seq, SpaceId
+from nameserver.db import Cx
+from nameserver.tree import attributes, content, names
+from nameserver.tree.batch import Author, Batch, SpaceState
+from nameserver.tree.ledger import BlockLedger
+
+OPS_MAX: Final = 50_000  # in one batch
+
+_SPACE: Final = (
+    "SELECT s.seq, s.next_ino, a.quota, s.owner_id FROM space s JOIN account a"
+    " ON a.id = s.owner_id WHERE s.id = ?"
+)
+_LAST_AT: Final = "SELECT at_ns FROM commit_log WHERE space_id = ? AND seq = ?"
+_OWNED: Final = "SELECT CAST(SUM(live_bytes) AS BIGINT) FROM space WHERE owner_id = ?"
+_MOUNT: Final = "SELECT last_op, results FROM mount WHERE space_id = ? AND id = ?"
+_REMEMBER: Final = (
+    "INSERT INTO mount (space_id, id, author, device, device_id, label, last_op, results,"
+    " seen_ns, is_read_only) VALUES (?, ?, ?, ?, '', '', ?, ?, ?, 0)"
+    " ON CONFLICT (space_id, id) DO UPDATE SET last_op = excluded.last_op,"
+    " results = excluded.results, seen_ns = excluded.seen_ns"
+)
+
+_APPLY: Final[dict[type, Callable[[Batch, Any], wire.Result]]] = {
+    wire.Make: names.make,
+    wire.Link: names.link,
+    wire.Unlink: names.unlink,
+    wire.Rename: names.rename,
+    wire.SetAttr: attributes.setattr,
+    wire.SetXattr: attributes.set_xattr,
+    wire.RemoveXattr: attributes.remove_xattr,
+    wire.Write: content.write,
+    wire.Seal: content.seal,
+    wire.Restore: content.restore,
+}
+
+
+class Committer:
+    """Applies batches within a transaction that is given; knows no bell and no clock."""
+
+    def __init__(self, blocks: BlockLedger, min_replicas: int, size_max: int) -> None:
+        self._blocks = blocks
+        self._min_replicas = min_replicas
+        self._size_max = size_max
+
+    def run(self, cx: Cx, ask: wire.Commit, author: Author, now_ns: int) -> wire.Committed:
+        """Apply what of `ask` was not applied yet; NOT_FOUND, INVALID for the whole of it."""
+        if not ask.mount or not 1 <= ask.first_op < 1 << 62 or len(ask.ops) > OPS_MAX:
+            raise EverfoldError(Kind.INVALID, f"not a batch of 1 to {OPS_MAX} numbered operations")
+        state = _space(cx, ask.space)
+        if ask.stored:
+            self._blocks.record(cx, ask.space, ask.stored, now_ns)
+        last_op, answered = _answered(cx, ask)
+        if len(answered) == len(ask.ops):
+            return wire.Committed(Seq(state.seq), answered)
+        batch = Batch(cx, ask.space, state, author, ask.mount, now_ns)
+        batch.size_max = self._size_max
+        fresh = ask.ops[len(answered) :]
+        batch.unsafe = self._unsafe(cx, ask.space, fresh)
+        results = answered + [_apply(batch, op) for op in fresh]
+        seq = batch.finish()
+        last_op = ask.first_op + len(ask.ops) - 1
+        kept = wire.encode((ask.first_op, results))
+        user, device = author
+        cx.run(_REMEMBER, ask.space, ask.mount, user, device, last_op, kept, now_ns)
+        return wire.Committed(seq, results)
+
+    def _unsafe(self, cx: Cx, space: SpaceId, ops: list[wire.AnyOp]) -> set[bytes]:
+        named = {e.block for op in ops if isinstance(op, wire.Write) for e in op.extents}
+        short = self._blocks.short(cx, space, named, self._min_replicas) if named else set()
+        return set(short)
+
+
+def _space(cx: Cx, space: SpaceId) -> SpaceState:
+    """Lock a space for this transaction and return where it stands."""
+    row = cx.one(_SPACE + (" FOR UPDATE OF s" if cx.is_postgres else ""), space)
+    if row is None:
+        raise EverfoldError(Kind.NOT_FOUND, "no such space", str(space))
+    seq, next_ino, quota, owner = row
+    at = cx.one(_LAST_AT, space, seq)
+    quota_left = None
+    if quota:
+        owned = cx.one(_OWNED, owner)
+        quota_left = quota - (owned[0] if owned else 0)
+    return SpaceState(seq, next_ino, at[0] if at else 0, quota_left)
+
+
+def _answered(cx: Cx, ask: wire.Commit) -> tuple[int, list[wire.Result]]:
+    """Return (last operation applied, the results of those of `ask` that were applied)."""
+    row = cx.one(_MOUNT, ask.space, ask.mount)
+    if row is None:
+        return 0, []
+    count = min(max(0, row[0] - ask.first_op + 1), len(ask.ops))
+    if not count:
+        return row[0], []
+    first, known = wire.decode(row[1], tuple[int, list[wire.Result]]) if row[1] else (0, [])
+    return row[0], [
+        known[number - first] if 0 <= number - first < len(known) else wire.Result()
+        for number in range(ask.first_op, ask.first_op + count)
+    ]
+
+
+def _apply(batch: Batch, op: wire.AnyOp) -> wire.Result:
+    try:
+        return _APPLY[type(op)](batch, op)
+    except EverfoldError as err:
+        return wire.Result(kind=err.kind.value, message=err.message)

@@ -1,0 +1,248 @@
+"""The operations on content: write, seal, restore; the rules of versions live here.
+
+The versions of an inode are numbered k = 1, 2, … and the inode's `version` tells which one is
+current. The rules:
+
+ - A write of the mount that has the newest version open replaces that version; any other
+   write adds one (and completes the open one first). A write that changes no byte adds none.
+ - A write over a version of another mount that its writer had not seen (`base`) is done, and
+   the version it covers is marked as a conflict: it stays in the history.
+ - A late write (`is_late`, replayed after the mount was away) in that case does not become
+   current: what it would have made of its base is kept as the bytes of a hidden inode and
+   listed as the next version, marked as a conflict. `version` of the inode stays, so a
+   conflict's k may lie above the current one; numbers rise and are unique all the same.
+   Later late writes of the same mount over the same base go on from that conflict.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from everfold import wire
+from everfold.errors import EverfoldError, Kind
+from everfold.extents import PieceMap
+from everfold.model import BlockId, Ino
+from nameserver.tree import checks, extents, history
+from nameserver.tree.batch import Batch
+from nameserver.tree.extents import Patch
+from nameserver.tree.rows import VERSION_COLUMNS, Inode, VersionRow
+
+_RANGES_MAX: Final = 8  # of one write, in the feed; more become one that covers them
+
+_BRANCH: Final = (
+    f"SELECT {VERSION_COLUMNS} FROM version WHERE space_id = ? AND ino = ? AND mount = ?"
+    " AND base = ? AND content_ino <> ino ORDER BY k DESC LIMIT 1"
+)
+_BASE: Final = (
+    f"SELECT {VERSION_COLUMNS} FROM version WHERE space_id = ? AND ino = ? AND k <= ?"
+    " ORDER BY k DESC LIMIT 1"
+)
+_OPEN_BRANCHES: Final = (
+    "UPDATE version SET is_sealed = 1 WHERE space_id = ? AND ino = ? AND mount = ?"
+    " AND content_ino <> ino AND is_sealed = 0"
+)
+
+
+def write(batch: Batch, op: wire.Write) -> wire.Result:
+    """See `wire.Write`."""
+    checks.writing(op, batch.size_max)
+    inode = batch.file(op.ino)
+    if any(extent.block in batch.unsafe for extent in op.extents):
+        raise EverfoldError(Kind.UNAVAILABLE, "a block is not on enough datanodes yet")
+    patch = Patch(op.size, op.extents, op.holes, op.cut)
+    current = batch.current(inode)
+    is_stale = current is not None and current.mount != batch.mount and current.k > op.base
+    if is_stale and op.is_late:
+        return _keep_aside(batch, op, inode, patch)
+    batch.check_quota(op.size - inode.size)
+    if not replace(batch, inode, patch, op.base, is_sealed=op.is_sealed, is_stale=is_stale):
+        is_stale = False
+    inode.mtime_ns = op.mtime_ns
+    inode.ctime_ns = op.time_ns
+    if op.mode is not None:
+        inode.mode = inode.mode & ~0o7777 | op.mode
+    if inode.current is not None:
+        inode.current.mtime_ns, inode.current.mode = op.mtime_ns, inode.mode
+        batch.pending.dirty_version(inode.ino, inode.current)
+    return wire.Result(ino=op.ino, version=inode.version, conflict=is_stale)
+
+
+def seal(batch: Batch, op: wire.Seal) -> wire.Result:
+    """See `wire.Seal`. A file that was never written gets its first, empty version."""
+    checks.int64(op.time_ns)
+    inode = batch.file(op.ino)
+    current = batch.current(inode)
+    if not inode.version:
+        replace(batch, inode, Patch(0, [], [], None), 0, is_sealed=True, is_stale=False)
+    elif current is not None and current.mount == batch.mount:
+        batch.seal(inode, current)
+    if inode.top > inode.version:
+        batch.pending.flush()
+        batch.cx.run(_OPEN_BRANCHES, batch.space, inode.ino, batch.mount)
+    return wire.Result(ino=op.ino, version=inode.version)
+
+
+def replace(
+    batch: Batch, inode: Inode, patch: Patch, base: int, *, is_sealed: bool, is_stale: bool
+) -> bool:
+    """Give a file new bytes and the version that goes with them; False when no byte changed.
+
+    The inode's row is this commit's after it; times are the caller's.
+    """
+    current = batch.current(inode)
+    change = extents.swap(batch, inode, patch)
+    if inode.version and patch.size == inode.size and not (change.closed or change.opened):
+        if is_sealed and current is not None and current.mount == batch.mount:
+            batch.seal(inode, current)
+        batch.edit(inode)
+        batch.changed("attr", inode.ino)
+        return False
+    if current is not None and current.is_sealed and inode.content == batch.seq:
+        batch.next_seq()  # the version of this very commit stays
+    _tell(batch, inode, patch)
+    batch.edit(inode)
+    extents.apply(batch, inode, change)
+    batch.live_bytes += patch.size - inode.size
+    inode.size = patch.size
+    inode.content = batch.seq
+    if current is not None and not current.is_sealed and current.mount == batch.mount:
+        _renew(batch, inode, current, is_sealed)
+    else:
+        if current is not None:
+            batch.seal(inode, current)
+            if is_stale:
+                current.is_conflict = 1
+                batch.pending.dirty_version(inode.ino, current)
+        version = _version(batch, inode, inode.top + 1, base, is_sealed)
+        batch.add_version(inode, version)
+        inode.current = version
+        inode.version = version.k
+    return True
+
+
+def restore(batch: Batch, op: wire.Restore) -> wire.Result:
+    """See `wire.Restore`. The time of a live file becomes `time_ns`, a deleted one gets its own."""
+    checks.new_name(op.name)
+    checks.int64(op.time_ns, op.number)
+    whose = (op.from_parent, op.from_name) if op.from_parent else (op.parent, op.name)
+    checks.natural(*(whose[0], op.parent, op.ino))
+    parent = batch.directory(op.parent)
+    batch.pending.flush()
+    source = history.find(batch.cx, batch.space, whose[0], whose[1], op.number)
+    bytes_then = extents.at(batch.cx, batch.space, source.ino, source.seq)
+    patch = Patch(source.size, bytes_then, [], 0)
+    slot = batch.slot(op.parent, op.name)
+    if slot.live is not None:
+        inode = batch.file(slot.live.ino)
+        batch.check_quota(source.size - inode.size)
+        current = batch.current(inode)
+        if current is not None:
+            batch.seal(inode, current)  # what is replaced is a version
+        replace(batch, inode, patch, inode.version, is_sealed=True, is_stale=False)
+        inode.mtime_ns = inode.ctime_ns = op.time_ns
+    else:
+        batch.check_fresh(op.ino)
+        batch.check_quota(source.size)
+        inode = _copy(batch, op, source.ino, source.seq)
+        batch.add(inode)
+        batch.open_entry(slot, inode)
+        batch.touch(parent, op.time_ns)
+        replace(batch, inode, patch, 0, is_sealed=True, is_stale=False)
+        inode.mtime_ns = source.mtime_ns
+    if inode.current is not None:
+        inode.current.mtime_ns = inode.mtime_ns
+        batch.pending.dirty_version(inode.ino, inode.current)
+    return wire.Result(ino=Ino(inode.ino), version=inode.version)
+
+
+def _version(batch: Batch, inode: Inode, k: int, base: int, is_sealed: bool) -> VersionRow:
+    user, device = batch.author
+    return VersionRow(
+        (k, batch.seq, batch.at_ns, inode.size, inode.mtime_ns, inode.mode, user, device,
+         batch.mount, inode.ino, int(is_sealed), 0, 0, base),
+        is_stored=False,
+    )  # fmt: skip
+
+
+def _renew(batch: Batch, inode: Inode, version: VersionRow, is_sealed: bool) -> None:
+    """Let the open version be the bytes of this commit."""
+    version.author, version.device = batch.author
+    version.seq, version.at_ns = batch.seq, batch.at_ns
+    version.size, version.mode = inode.size, inode.mode
+    version.is_sealed = int(is_sealed)
+    batch.pending.dirty_version(inode.ino, version)
+
+
+def _tell(batch: Batch, inode: Inode, patch: Patch) -> None:
+    """Note for the feed which bytes change; length 0: from there to the end."""
+    ranges = [(e.offset, e.length) for e in patch.extents] + [h for h in patch.holes if h[1]]
+    cut = min(patch.size, patch.size if patch.cut is None else patch.cut)
+    if cut < inode.size:
+        batch.changed("data", inode.ino, at=min([cut, *(r[0] for r in ranges)]))
+        return
+    if not ranges:
+        batch.changed("attr", inode.ino)
+        return
+    start = min(offset for offset, _ in ranges)
+    if len(ranges) > _RANGES_MAX:
+        end = max(offset + length for offset, length in ranges)
+        ranges = [(start, end - start)]
+    for offset, length in ranges:
+        batch.changed("data", inode.ino, at=offset, length=length)
+
+
+def _keep_aside(batch: Batch, op: wire.Write, inode: Inode, patch: Patch) -> wire.Result:
+    """Keep the bytes of a late write as a conflict; the current content stays."""
+    batch.pending.flush()
+    branch = _row(batch, _BRANCH, inode.ino, batch.mount, op.base)
+    origin = branch or _row(batch, _BASE, inode.ino, op.base)
+    before = extents.at(batch.cx, batch.space, origin.content_ino, origin.seq) if origin else []
+    pieces = extents.patched(before, patch)
+    if _is_current(batch, inode, op.size, pieces):
+        return wire.Result(ino=op.ino, version=inode.version)
+    hidden = _hidden(batch, op, inode, pieces)
+    if branch is not None and not branch.is_sealed:
+        version = branch
+        _renew(batch, hidden, version, op.is_sealed)
+    else:
+        version = _version(batch, hidden, inode.top + 1, op.base, op.is_sealed)
+        batch.add_version(inode, version)
+    version.content_ino = hidden.ino
+    version.mtime_ns = op.mtime_ns
+    version.is_conflict = 1
+    batch.pending.dirty_version(inode.ino, version)
+    batch.changed("attr", inode.ino)
+    return wire.Result(ino=op.ino, version=version.k, conflict=True)
+
+
+def _row(batch: Batch, statement: str, *values: object) -> VersionRow | None:
+    row = batch.cx.one(statement, batch.space, *values)
+    return VersionRow(row, is_stored=True) if row else None
+
+
+def _is_current(batch: Batch, inode: Inode, size: int, pieces: PieceMap[BlockId]) -> bool:
+    if size != inode.size:
+        return False
+    live = extents.now(batch.cx, batch.space, inode.ino)
+    return list(extents.patched(live, Patch(size, [], [], None))) == list(pieces)
+
+
+def _hidden(batch: Batch, op: wire.Write, inode: Inode, pieces: PieceMap[BlockId]) -> Inode:
+    """Make the inode that no name leads to, which has the bytes of a conflict."""
+    values = (inode.mode, 0, inode.uid, inode.gid, op.size, inode.atime_ns, op.mtime_ns,
+              op.time_ns, inode.btime_ns, 0, pieces.covered, 0, batch.seq, b"", 0)  # fmt: skip
+    hidden = Inode(batch.next_ino, batch.seq, values, is_stored=False)
+    batch.next_ino += 1
+    batch.pending.hidden_inode(hidden, batch.seq + 1)
+    extents.keep_hidden(batch, hidden.ino, pieces)
+    batch.history_bytes += pieces.covered
+    return hidden
+
+
+def _copy(batch: Batch, op: wire.Restore, ino: int, seq: int) -> Inode:
+    """Return a new, empty inode with the mode and owner that another had at a moment."""
+    row = history.inode_at(batch.cx, batch.space, ino, seq)
+    mode, _, uid, gid = row[:4]
+    values = (mode, 1, uid, gid, 0, op.time_ns, op.time_ns, op.time_ns, op.time_ns,
+              0, 0, 0, 0, b"", 0)  # fmt: skip
+    return Inode(op.ino, batch.seq, values, is_stored=False)

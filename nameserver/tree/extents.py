@@ -1,0 +1,173 @@
+"""Extents in the database: reading them at a moment, and replacing what a write covers.
+
+Extents of one inode never overlap at any moment, and none is longer than a block: whatever
+covers a byte starts less than `BLOCK_MAX` before it, so every range is one short index scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from everfold.extents import Piece, PieceMap
+from everfold.model import BLOCK_MAX, SIZE_MAX, BlockId, Extent
+from nameserver.db import Cx
+from nameserver.tree.batch import Batch
+from nameserver.tree.rows import Inode
+
+_LIVE: Final = (
+    "SELECT off, length, block, block_offset, born FROM extent INDEXED BY extent_now"
+    " WHERE space_id = ? AND ino = ? AND off > ? AND off < ? AND died IS NULL ORDER BY off"
+)
+_LIVE_AT: Final = (
+    "SELECT off, length, block, block_offset FROM extent WHERE space_id = ? AND ino = ?"
+    " AND off > ? AND off < ? AND born <= ? AND (died IS NULL OR died > ?) ORDER BY off"
+)
+
+
+class Patch(NamedTuple):
+    """New bytes of a file, as `wire.Write` tells them; offsets are checked."""
+
+    size: int
+    extents: list[Extent]
+    holes: list[tuple[int, int]]
+    cut: int | None
+
+
+class Swap(NamedTuple):
+    """What takes a patch from the extents that are there to those that shall be."""
+
+    closed: list[tuple[int, int, int]]  # offset, born, length
+    opened: list[Piece[BlockId]]
+    kept: int  # bytes of `opened` that are remnants of `closed`
+
+
+def at(
+    cx: Cx, space: int, ino: int, seq: int, offset: int = 0, end: int = SIZE_MAX
+) -> list[Extent]:
+    """Return the extents of an inode at a moment that touch ``[offset, end)``, in order."""
+    rows = cx.all(_LIVE_AT, space, ino, offset - BLOCK_MAX, end, seq, seq)
+    return [Extent(*row) for row in rows if row[0] + row[1] > offset]
+
+
+def now(cx: Cx, space: int, ino: int, offset: int = 0, end: int = SIZE_MAX) -> list[Extent]:
+    """Return the live extents of an inode that touch ``[offset, end)``, in order."""
+    rows = cx.all(_LIVE, space, ino, offset - BLOCK_MAX, end)
+    return [Extent(*row[:4]) for row in rows if row[0] + row[1] > offset]
+
+
+def patched(extents: Iterable[Extent], patch: Patch) -> PieceMap[BlockId]:
+    """Return the content that `patch` makes of `extents`."""
+    pieces = PieceMap(Piece(e.offset, e.length, e.block, e.block_offset) for e in extents)
+    lay(pieces, patch)
+    return pieces
+
+
+def lay(pieces: PieceMap[BlockId], patch: Patch) -> None:
+    """Cut, lay the holes, lay the extents, set the size: in this order."""
+    if patch.cut is not None:
+        pieces.cut(patch.cut)
+    for offset, length in patch.holes:
+        pieces.erase(offset, length)
+    for extent in patch.extents:
+        pieces.lay(extent.offset, extent.length, extent.block, extent.block_offset)
+    pieces.cut(patch.size)
+
+
+def swap(batch: Batch, inode: Inode, patch: Patch) -> Swap:
+    """Work out what `patch` changes; changes nothing yet."""
+    if not inode.allocated:
+        return Swap([], list(patched((), patch)), 0)
+    if batch.pending.has_extents_of(inode.ino):
+        batch.pending.flush()
+    closed: list[tuple[int, int, int]] = []
+    opened: list[Piece[BlockId]] = []
+    kept = 0
+    for group in _groups(inode, patch):
+        rows = [
+            row
+            for row in batch.cx.all(
+                _LIVE, batch.space, inode.ino, group.start - BLOCK_MAX, group.end
+            )
+            if row[0] + row[1] > group.start
+        ]
+        before = PieceMap(Piece(*row[:4]) for row in rows)
+        after = PieceMap(before)
+        lay(after, group.patch)
+        if list(after) == list(before):
+            continue
+        stay = {row[:4] for row in rows} & set(after)
+        closed += [(row[0], row[4], row[1]) for row in rows if row[:4] not in stay]
+        fresh = [piece for piece in after if piece not in stay]
+        opened += fresh
+        kept += _remnants(before, fresh)
+    return Swap(closed, opened, kept)
+
+
+def apply(batch: Batch, inode: Inode, change: Swap) -> None:
+    """Write what `swap` worked out, as of the commit that is being written."""
+    for offset, born, _ in change.closed:
+        batch.pending.close_extent(inode.ino, offset, born, batch.seq)
+    for piece in change.opened:
+        batch.pending.open_extent(inode.ino, piece.offset, batch.seq, None, _stored(piece))
+    gone = sum(length for _, _, length in change.closed)
+    inode.allocated += sum(piece.length for piece in change.opened) - gone
+    past = sum(length for _, born, length in change.closed if born != batch.seq)
+    batch.history_bytes += max(0, past - change.kept)
+
+
+def keep_hidden(batch: Batch, ino: int, pieces: Iterable[Piece[BlockId]]) -> None:
+    """Write the bytes of a hidden inode, which lives in one commit only."""
+    for piece in pieces:
+        batch.pending.open_extent(ino, piece.offset, batch.seq, batch.seq + 1, _stored(piece))
+
+
+def _stored(piece: Piece[BlockId]) -> tuple[int, bytes, int]:
+    return piece.length, piece.source, piece.at
+
+
+def _remnants(before: PieceMap[BlockId], fresh: Iterable[Piece[BlockId]]) -> int:
+    """Return how many bytes of `fresh` were there before, at the same place."""
+    same = 0
+    for piece in fresh:
+        for old in before.slices(piece.offset, piece.length):
+            if old.source == piece.source and old.at - piece.at == old.offset - piece.offset:
+                same += old.length
+    return same
+
+
+class _Group(NamedTuple):
+    """A part of a patch that is far from its other parts."""
+
+    start: int
+    end: int
+    patch: Patch
+
+
+def _groups(inode: Inode, patch: Patch) -> list[_Group]:
+    """Split a patch so that no group reads extents that lie between its scattered parts.
+
+    Parts less than two blocks apart stay together: no extent can touch two groups.
+    """
+    cut = min(patch.size, patch.size if patch.cut is None else patch.cut)
+    parts: list[tuple[int, int, Extent | None]] = [(e.offset, e.end, e) for e in patch.extents]
+    parts += [(offset, offset + length, None) for offset, length in patch.holes if length]
+    if cut < inode.size:
+        parts.append((cut, SIZE_MAX, None))
+    parts.sort(key=lambda part: part[0])
+    groups: list[list[tuple[int, int, Extent | None]]] = []
+    reach = -1
+    for part in parts:
+        if reach < 0 or part[0] - reach > 2 * BLOCK_MAX:
+            groups.append([])
+        groups[-1].append(part)
+        reach = max(reach, part[1])
+    return [_group(group, patch) for group in groups]
+
+
+def _group(parts: list[tuple[int, int, Extent | None]], patch: Patch) -> _Group:
+    start, end = parts[0][0], max(part[1] for part in parts)
+    inside = {id(part[2]) for part in parts if part[2] is not None}
+    extents = [extent for extent in patch.extents if id(extent) in inside]
+    holes = [hole for hole in patch.holes if start <= hole[0] < end]
+    return _Group(start, end, Patch(patch.size, extents, holes, patch.cut))

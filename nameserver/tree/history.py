@@ -1,0 +1,148 @@
+"""The history of a name: which contents it showed, under which numbers.
+
+Rows of `entry` at a name are its lives, oldest first. A life shows the versions of its inode
+from k = 1 (the earlier life of a file that was moved there comes along) to the k at its end;
+number = vbase + k. An inode that comes back to a name shows its old versions again: they are
+listed once, under their first number. Of neighbours with equal bytes the first is listed. So
+each distinct content stands there once, numbers rise, and none is ever used twice.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections import OrderedDict
+from typing import Final
+
+import msgspec
+from blake3 import blake3
+
+from everfold import wire
+from everfold.errors import EverfoldError, Kind
+from everfold.extents import from_extents
+from everfold.model import HistoryName, Ino, Seq, SpaceId, Version
+from nameserver.db import Cx, Row
+from nameserver.tree import extents
+from nameserver.tree.rows import INODE_COLUMNS
+
+_LIVES: Final = (
+    "SELECT e.died, e.ino, e.vbase, v.k, v.content_ino, v.seq, v.at_ns, v.size, v.mtime_ns,"
+    " v.mode, v.author, v.device, v.is_sealed, v.is_conflict"
+    " FROM entry e JOIN version v ON v.space_id = e.space_id AND v.ino = e.ino"
+    " AND (e.died IS NULL OR v.k <= e.vlast - e.vbase)"
+    " WHERE e.space_id = ? AND e.parent = ? AND e.name = ? ORDER BY e.born, v.k"
+)
+_CURRENT: Final = (
+    "SELECT i.ino, i.version FROM entry e INDEXED BY entry_now JOIN inode i INDEXED BY inode_now"
+    " ON i.space_id = e.space_id AND i.ino = e.ino AND i.died IS NULL"
+    " WHERE e.space_id = ? AND e.parent = ? AND e.name = ? AND e.died IS NULL"
+)
+_NAMES: Final = (
+    "SELECT e.name, e.died, e.vlast, e.vbase, c.at_ns,"
+    " (SELECT i.mode FROM inode i WHERE i.space_id = e.space_id AND i.ino = e.ino"
+    "  ORDER BY i.born DESC LIMIT 1),"
+    " (SELECT i.version FROM inode i WHERE i.space_id = e.space_id AND i.ino = e.ino"
+    "  ORDER BY i.born DESC LIMIT 1)"
+    " FROM entry e LEFT JOIN commit_log c ON c.space_id = e.space_id AND c.seq = e.died"
+    " WHERE e.space_id = ? AND e.parent = ? ORDER BY e.name, e.born"
+)
+_INODE_AT: Final = (
+    f"SELECT {INODE_COLUMNS} FROM inode WHERE space_id = ? AND ino = ? AND born <= ?"
+    " AND (died IS NULL OR died > ?)"
+)
+
+
+class Digests:
+    """Digests of contents, computed once: what (inode, seq) holds never changes."""
+
+    def __init__(self, limit: int = 100_000) -> None:
+        self._limit = limit
+        self._known: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
+        self._lock = threading.Lock()  # guards _known
+
+    def of(self, cx: Cx, space: SpaceId, version: Version) -> bytes:
+        """Return the digest of a version's size and extents."""
+        key = (space, version.ino, version.seq)
+        with self._lock:
+            known = self._known.get(key)
+            if known is not None:
+                self._known.move_to_end(key)
+                return known
+        digest = _digest(cx, space, version)
+        with self._lock:
+            self._known[key] = digest
+            if len(self._known) > self._limit:
+                self._known.popitem(last=False)
+        return digest
+
+
+def _digest(cx: Cx, space: SpaceId, version: Version) -> bytes:
+    state = blake3(struct.pack("<Q", version.size))
+    for piece in from_extents(extents.at(cx, space, version.ino, version.seq)):
+        state.update(struct.pack("<QQQ", piece.offset, piece.length, piece.at))
+        state.update(piece.source)
+    return state.digest()
+
+
+def every(cx: Cx, space: SpaceId, parent: Ino, name: bytes) -> list[Version]:
+    """Return all numbered versions of a name, without a look at their bytes."""
+    live = cx.one(_CURRENT, space, parent, name)
+    listed: list[Version] = []
+    seen: set[tuple[int, int]] = set()
+    for row in cx.all(_LIVES, space, parent, name):
+        ino, k = row[1], row[3]
+        if (ino, k) not in seen:
+            seen.add((ino, k))
+            listed.append(_version(row, is_current=live == (ino, k)))
+    return listed
+
+
+def _version(row: Row, is_current: bool) -> Version:
+    (_, _, vbase, k, content_ino, seq, at_ns, size, mtime_ns, mode, author, device,
+     is_sealed, is_conflict) = row  # fmt: skip
+    return Version(
+        vbase + k, Ino(content_ino), Seq(seq), at_ns, size, mtime_ns, mode, author, device,
+        sealed=bool(is_sealed), conflict=bool(is_conflict), current=is_current,
+    )  # fmt: skip
+
+
+def versions(cx: Cx, space: SpaceId, parent: Ino, name: bytes, digests: Digests) -> list[Version]:
+    """Return the distinct contents that a name showed, numbers rising."""
+    listed: list[Version] = []
+    for version in every(cx, space, parent, name):
+        digest = digests.of(cx, space, version)
+        if listed and listed[-1].digest == digest:
+            if version.current:
+                listed[-1] = msgspec.structs.replace(listed[-1], current=True)
+            continue
+        listed.append(msgspec.structs.replace(version, digest=digest))
+    return listed
+
+
+def find(cx: Cx, space: SpaceId, parent: Ino, name: bytes, number: int) -> Version:
+    """Return the version of a name that has this number; NOT_FOUND."""
+    for version in every(cx, space, parent, name):
+        if version.number == number:
+            return version
+    raise EverfoldError(Kind.NOT_FOUND, f"the name has no version {number}", repr(name))
+
+
+def names(cx: Cx, ask: wire.GetHistoryNames) -> list[HistoryName]:
+    """Return the names of a directory that have versions, and the directories deleted there."""
+    newest: dict[bytes, Row] = {}
+    for row in cx.all(_NAMES, ask.space, ask.parent):
+        newest[row[0]] = row
+    listed = []
+    for name, died, vlast, vbase, died_ns, mode, version in newest.values():
+        used = vbase + version if died is None else vlast
+        if used or (died is not None and mode & 0o170000 == 0o040000):
+            listed.append(HistoryName(name, mode, died is None, died_ns or 0))
+    return listed
+
+
+def inode_at(cx: Cx, space: int, ino: int, seq: int) -> Row:
+    """Return the columns of an inode's row at a moment; NOT_FOUND."""
+    row = cx.one(_INODE_AT, space, ino, seq, seq)
+    if row is None:
+        raise EverfoldError(Kind.NOT_FOUND, "no such inode at that time", str(ino))
+    return row
