@@ -24,9 +24,10 @@ from everfold.nameclient import NameClient
 from everfold.nodeclient import NodeClient
 from everfold.services import NameService
 from mount.blockcache import BlockCache
-from mount.blockio import BlockIO, NodeApi
+from mount.blockio import BlockIO
 from mount.core import Core, Policy
 from mount.journal import Journal
+from mount.nodes import BlockClient
 from mount.records import StagedWrite, decode
 from mount.shipper import Item, Shipper
 from mount.staging import Place, Staging
@@ -52,7 +53,7 @@ class Settings:
     memory_bytes: int = 64 * 1024**2
 
 
-Connect = Callable[[Node], NodeApi]
+Connect = Callable[[Node], BlockClient]
 
 
 class Client:
@@ -87,7 +88,7 @@ class Client:
                 self.session.min_replicas,
             )
             self._blocks.learn({}, self.session.nodes)
-            self._blocks.use_token(self.session.block_token, self.session.block_token_expires)
+            self._blocks.learn_token(self.session.block_token, self.session.block_token_expires)
             self._shipper = Shipper(
                 self.session.space, self.mount_id, names, self._blocks, self._staging, self._journal
             )
@@ -208,7 +209,7 @@ def open_remote(settings: Settings, server: str, token: str) -> Client:
     return Client(settings, NameClient(HttpTransport(server, connections=80), token))
 
 
-def _connect(node: Node) -> NodeApi:
+def _connect(node: Node) -> BlockClient:
     return NodeClient(HttpTransport(node.url, connections=16), "")
 
 

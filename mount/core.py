@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 INO_RANGE = 4096
 READ_DEADLINE_S = 10.0
 KEPT_CONTENTS = 20_000  # closed files whose extents are remembered
-_LASTING = {Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.STALE, Kind.UNAVAILABLE, Kind.TIMEOUT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +265,11 @@ class Core:
     # ------------------------------------------------------------ changing
 
     def check_writable(self) -> None:
-        """Raise READ_ONLY on a read-only mount."""
+        """Raise READ_ONLY on a read-only mount, and what stopped the shipper if it was stopped."""
         if self.policy.is_read_only:
             raise EverfoldError(Kind.READ_ONLY, "the folder is mounted read-only")
+        if self.shipper.broken is not None:
+            raise self.shipper.broken
 
     def new_ino(self) -> Ino:
         """Return an inode number that nobody else will ever use."""
@@ -374,7 +375,7 @@ class Core:
                 attr = self.tree.attr(ino)
                 if attr is not None and not content.is_orphan:
                     self.orphan(content, attr, Seq(max(1, self.feed_seq - 1)))
-            elif kind not in _LASTING:
+            elif self.shipper.broken is None:
                 if isinstance(record, StagedWrite):
                     content.refused(record)
                 content.is_stale = True

@@ -83,6 +83,7 @@ class Shipper:
         self._urgent = 0  # records up to this number are not held back
         self._ending = False
         self.failure: EverfoldError | None = None  # why the cluster was not reached lately
+        self.broken: EverfoldError | None = None  # why nothing is shipped any more
         self.committed_number = 0  # everything up to here is in the cluster
         self.batches = 0
         self.shipped_ops = 0
@@ -139,7 +140,7 @@ class Shipper:
                 if left <= 0 or not self._thread.is_alive():
                     return False
                 self._wake.wait(min(left, 1.0))
-        return True
+        return self.broken is None
 
     def close(self) -> None:
         """Stop after the batch under way; what is queued stays in the journal."""
@@ -154,12 +155,14 @@ class Shipper:
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
             try:
+                if self.broken is not None:
+                    raise self.broken
                 self._ship(batch)
             except EverfoldError as err:
                 self._refuse(batch, err)
-            except Exception:
+            except Exception as err:
                 log.exception("a batch could not be shipped")
-                self._refuse(batch, EverfoldError(Kind.INTERNAL, "the batch could not be shipped"))
+                self._refuse(batch, EverfoldError(Kind.INTERNAL, f"cannot be shipped: {err}"))
             with self._lock:
                 self._under_way = []
                 self._wake.notify_all()
@@ -203,10 +206,10 @@ class Shipper:
                 committed = self._commit(batch)
                 break
             except EverfoldError as err:
-                if not (err.kind.may_retry or err.kind in (Kind.NO_SPACE, Kind.MISSING)):
+                if err.kind in _FATAL:
                     raise
-                if self.failure is None:
-                    log.warning("the cluster cannot be reached, changes wait: %s", err)
+                if self.failure is None or self.failure.kind is not err.kind:
+                    log.warning("the cluster does not take changes, they wait: %s", err)
                 self.failure = err
                 with self._lock:
                     if self._ending:
@@ -227,12 +230,13 @@ class Shipper:
             item.done(item, result, seq)
 
     def _refuse(self, batch: list[Item], err: EverfoldError) -> None:
-        """Nothing of the batch was applied. The journal keeps it only if that may change."""
-        keep = err.kind in _FATAL or err.kind.may_retry or self._ending
-        log.error("a batch of %d operations was refused: %s", len(batch), err)
-        self.failure = err
-        if not keep:
-            self._journal.trim(batch[-1].number)
+        """The batch stays in the journal, and so must all that comes after it.
+
+        Nothing more is shipped by this process; the next mount tries again.
+        """
+        if self.broken is None and not self._ending:
+            log.error("nothing more is sent, changes stay in the journal: %s", err)
+        self.broken = self.failure = err
         result = wire.Result(kind=err.kind.value, message=err.message)
         for item in batch:
             item.done(item, result, Seq(0))

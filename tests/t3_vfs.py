@@ -1,0 +1,356 @@
+"""The filesystem without a kernel: what a program sees, remounts, and the past."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from everfold import wire
+from everfold.errors import EverfoldError, Kind
+from everfold.model import ROOT
+from mount.filesystem import Changes
+from tests.harness.world import ME, World, eventually, find, load, names, save, split
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+def versions(client, path: str) -> list[bytes]:
+    """Return the contents listed in ``.versions`` for a path, oldest first."""
+    above, _, name = path.rpartition("/")
+    folder = f"{above}/.versions/{name}"
+    return [load(client, f"{folder}/{each}") for each in names(client, folder)]
+
+
+def test_what_was_saved_is_read_back_before_and_after_a_remount(world: World) -> None:
+    first = world.mount()
+    data = os.urandom(300_000)
+    save(first, "a.bin", data)
+
+    assert load(first, "a.bin") == data
+    assert first.close()
+    world.forget(first)
+    assert load(world.mount(), "a.bin") == data
+
+
+def test_a_directory_lists_what_was_made_in_it(world: World) -> None:
+    client = world.mount()
+    client.vfs.mkdir(ROOT, b"d", 0o777, ME)
+    for name in ("x", "y", "z"):
+        save(client, f"d/{name}", name.encode())
+    client.vfs.unlink(*split(client, "d/y"))
+
+    assert sorted(names(client, "d")) == ["x", "z"]
+    assert stat.S_IMODE(find(client, "d").mode) == 0o755
+    with pytest.raises(EverfoldError) as err:
+        client.vfs.rmdir(*split(client, "d"))
+    assert err.value.kind is Kind.NOT_EMPTY
+
+
+def test_a_write_in_the_middle_changes_only_those_bytes(world: World) -> None:
+    client = world.mount()
+    data = bytearray(os.urandom(200_000))
+    save(client, "f", bytes(data))
+    ino = find(client, "f").ino
+    opened = client.vfs.open(ino, os.O_RDWR)
+    client.vfs.write(opened.fh, 100_001, b"changed", False)
+    data[100_001:100_008] = b"changed"
+
+    assert load(client, "f") == data
+    client.vfs.fsync(opened.fh, False)
+    assert load(client, "f") == data
+    client.vfs.release(opened.fh, 0, False)
+    assert load(world.mount("b"), "f") == data
+
+
+def test_truncating_and_growing_again_shows_zeros(world: World) -> None:
+    client = world.mount()
+    save(client, "f", b"x" * 10_000)
+    ino = find(client, "f").ino
+    client.vfs.setattr(ino, Changes(size=100), None, ME)
+    client.vfs.setattr(ino, Changes(size=5000), None, ME)
+
+    assert load(client, "f") == b"x" * 100 + bytes(4900)
+    client.vfs.syncfs()
+    assert load(world.mount("b"), "f") == b"x" * 100 + bytes(4900)
+
+
+def test_a_file_that_lost_its_name_while_open_is_still_read_and_written(world: World) -> None:
+    client = world.mount()
+    save(client, "f", b"before" * 1000)
+    opened = client.vfs.open(find(client, "f").ino, os.O_RDWR)
+    client.vfs.unlink(ROOT, b"f")
+
+    client.vfs.write(opened.fh, 0, b"AFTER!", False)
+    assert bytes(client.vfs.read(opened.fh, 0, 12)) == b"AFTER!before"
+    assert names(client, "") == []
+    client.vfs.release(opened.fh, 0, False)
+
+
+def test_what_another_machine_does_shows_up_by_itself(world: World) -> None:
+    a, b = world.mount("a"), world.mount("b")
+    save(a, "f", b"one")
+    assert eventually(lambda: names(b, "") == ["f"])
+    assert eventually(lambda: load(b, "f") == b"one")
+
+    save(a, "f", b"two, longer")
+    assert eventually(lambda: load(b, "f") == b"two, longer")
+    a.vfs.rename(ROOT, b"f", ROOT, b"g", 0)
+    assert eventually(lambda: names(b, "") == ["g"])
+    a.vfs.unlink(ROOT, b"g")
+    assert eventually(lambda: names(b, "") == [])
+
+
+def test_exclusive_creation_succeeds_on_one_machine_only(world: World) -> None:
+    a, b = world.mount("a"), world.mount("b")
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+    for i in range(20):
+        won = 0
+        for client in (a, b) if i % 2 else (b, a):
+            try:
+                _, opened = client.vfs.create(ROOT, b"lock%d" % i, 0o600, flags, ME)
+                client.vfs.release(opened.fh, 0, False)
+                won += 1
+            except EverfoldError as err:
+                assert err.kind is Kind.EXISTS
+        assert won == 1
+
+
+def test_each_save_is_a_version_at_its_name(world: World) -> None:
+    client = world.mount()
+    for text in (b"one", b"two", b"three"):
+        save(client, "f.txt", text)
+        client.vfs.syncfs()
+
+    assert versions(client, "f.txt") == [b"one", b"two", b"three"]
+    listed = names(client, ".versions/f.txt")
+    assert all(name.endswith(".txt") for name in listed)
+    assert [name.split("_")[1] for name in listed] == ["v1", "v2", "v3"]
+    assert ".versions" not in names(client, "")
+
+
+def test_saving_by_rename_keeps_the_history_of_the_name(world: World) -> None:
+    client = world.mount()
+    for i in range(1, 4):
+        save(client, "f.tmp", b"save %d" % i)
+        client.vfs.rename(ROOT, b"f.tmp", ROOT, b"f", 0)
+
+    assert versions(client, "f") == [b"save 1", b"save 2", b"save 3"]
+
+
+def test_backup_and_create_keeps_the_history_of_the_name(world: World) -> None:
+    client = world.mount()
+    save(client, "f", b"save 1")
+    for i in range(2, 4):
+        client.vfs.rename(ROOT, b"f", ROOT, b"f~", 0)
+        save(client, "f", b"save %d" % i)
+        client.vfs.unlink(ROOT, b"f~")
+    client.vfs.syncfs()
+
+    assert versions(client, "f") == [b"save 1", b"save 2", b"save 3"]
+
+
+def test_moving_a_version_out_restores_it_as_a_new_version(world: World) -> None:
+    client = world.mount()
+    for text in (b"old", b"new"):
+        save(client, "f", text)
+        client.vfs.syncfs()
+    folder = find(client, ".versions").ino
+    client.vfs.rename(folder, b"f@v1", ROOT, b"f", 0)
+
+    assert load(client, "f") == b"old"
+    assert versions(client, "f")[-1] == b"old"
+    assert len(versions(client, "f")) == 3
+
+
+def test_a_deleted_name_is_listed_and_comes_back(world: World) -> None:
+    client = world.mount()
+    save(client, "f", b"precious")
+    client.vfs.unlink(ROOT, b"f")
+
+    assert names(client, ".versions") == ["f"]
+    folder = find(client, ".versions").ino
+    client.vfs.rename(folder, b"f@first", ROOT, b"f", 0)
+    assert load(client, "f") == b"precious"
+
+
+def test_history_cannot_be_changed(world: World) -> None:
+    client = world.mount()
+    save(client, "f", b"text")
+    client.vfs.syncfs()
+    folder = find(client, ".versions/f").ino
+    listed = os.fsencode(names(client, ".versions/f")[0])
+    file = client.vfs.lookup(folder, listed).attr
+
+    for attempt in (
+        lambda: client.vfs.unlink(folder, listed),
+        lambda: client.vfs.open(file.ino, os.O_WRONLY),
+        lambda: client.vfs.setattr(file.ino, Changes(mode=0o777), None, ME),
+        lambda: client.vfs.mkdir(folder, b"d", 0o777, ME),
+    ):
+        with pytest.raises(EverfoldError) as err:
+            attempt()
+        assert err.value.kind is Kind.READ_ONLY
+
+
+def test_reads_and_writes_go_on_while_a_node_is_down(world: World) -> None:
+    client = world.mount()
+    save(client, "f", b"before" * 50_000)
+    client.vfs.syncfs()
+    world.nodes["dn1"].is_down = True
+    save(client, "g", b"after" * 50_000)
+    client.vfs.syncfs()
+
+    fresh = world.mount("b")
+    assert load(fresh, "f") == b"before" * 50_000
+    assert load(fresh, "g") == b"after" * 50_000
+
+
+@pytest.mark.expects_warnings
+def test_a_lying_node_is_noticed_and_passed_over(world: World) -> None:
+    client = world.mount()
+    data = os.urandom(500_000)
+    save(client, "f", data)
+    client.vfs.syncfs()
+    for liar in ("dn1", "dn2", "dn3"):
+        for node in world.nodes.values():
+            node.is_lying = node.id == liar
+        assert load(world.mount(f"reader-of-{liar}"), "f") == data
+
+
+@pytest.mark.expects_warnings
+def test_a_block_that_no_node_has_is_an_error_never_zeros(world: World) -> None:
+    client = world.mount()
+    save(client, "f", os.urandom(100_000))
+    client.vfs.syncfs()
+    for node in world.nodes.values():
+        for held in list(node.store.blocks()):
+            node.store.delete(held.space, held.block)
+
+    with pytest.raises(EverfoldError) as err:
+        load(world.mount("b"), "f")
+    assert err.value.kind.errno == 5
+
+
+@pytest.mark.expects_warnings
+def test_what_a_killed_mount_left_is_sent_by_the_next(world: World) -> None:
+    client = world.mount()
+    save(client, "early", b"early")
+    client.vfs.syncfs()
+    for node in world.nodes.values():
+        node.is_down = True
+    save_async(client, b"late", b"late bytes")
+    client.abandon()
+    world.forget(client)
+    for node in world.nodes.values():
+        node.is_down = False
+
+    again = world.mount()
+    assert load(again, "late") == b"late bytes"
+
+
+def save_async(client, name: bytes, data: bytes) -> None:
+    """Create a file, write it and close it, without waiting for the cluster."""
+    _, opened = client.vfs.create(ROOT, name, 0o644, os.O_WRONLY | os.O_CREAT, ME)
+    client.vfs.write(opened.fh, 0, data, False)
+    client.vfs.flush(opened.fh, 0)
+    client.vfs.release(opened.fh, 0, False)
+
+
+def test_links_share_one_inode_and_its_attributes(world: World) -> None:
+    client = world.mount()
+    save(client, "f", b"text")
+    ino = find(client, "f").ino
+    client.vfs.link(ino, ROOT, b"g")
+
+    assert find(client, "g").ino == ino
+    assert find(client, "f").nlink == 2
+    client.vfs.unlink(ROOT, b"f")
+    assert find(client, "g").nlink == 1
+    assert load(client, "g") == b"text"
+
+
+def test_exchange_swaps_two_names(world: World) -> None:
+    client = world.mount()
+    save(client, "a", b"A")
+    save(client, "b", b"B")
+    client.vfs.rename(ROOT, b"a", ROOT, b"b", wire.RENAME_EXCHANGE)
+
+    assert (load(client, "a"), load(client, "b")) == (b"B", b"A")
+
+
+def test_a_file_without_a_name_appears_whole_when_it_is_linked(world: World) -> None:
+    client = world.mount()
+    node, opened = client.vfs.tmpfile(ROOT, 0o600, os.O_RDWR, ME)
+    client.vfs.write(opened.fh, 0, b"whole", False)
+    assert names(client, "") == []
+    client.vfs.link(node.attr.ino, ROOT, b"f")
+
+    assert load(client, "f") == b"whole"
+    client.vfs.flush(opened.fh, 0)
+    client.vfs.release(opened.fh, 0, False)
+    client.vfs.syncfs()
+    assert load(world.mount("b"), "f") == b"whole"
+
+
+def test_a_copy_by_reference_moves_no_bytes(world: World) -> None:
+    client = world.mount()
+    data = os.urandom(400_000)
+    save(client, "f", data)
+    client.vfs.syncfs()
+    held = sum(1 for node in world.nodes.values() for _ in node.store.blocks())
+    source = client.vfs.open(find(client, "f").ino, os.O_RDONLY)
+    _, target = client.vfs.create(ROOT, b"g", 0o644, os.O_RDWR | os.O_CREAT, ME)
+    done = client.vfs.copy_file_range(source.fh, 0, target.fh, 0, len(data))
+    client.vfs.fsync(target.fh, False)
+
+    assert done == len(data)
+    assert load(client, "g") == data
+    assert sum(1 for node in world.nodes.values() for _ in node.store.blocks()) == held
+    client.vfs.release(source.fh, 0, False)
+    client.vfs.release(target.fh, 0, False)
+
+
+def test_holes_are_found_and_read_as_zeros(world: World) -> None:
+    client = world.mount()
+    _, opened = client.vfs.create(ROOT, b"f", 0o644, os.O_RDWR | os.O_CREAT, ME)
+    client.vfs.write(opened.fh, 1 << 20, b"data", False)
+    client.vfs.fsync(opened.fh, False)
+
+    assert client.vfs.lseek(opened.fh, 0, os.SEEK_DATA) == 1 << 20
+    assert client.vfs.lseek(opened.fh, 0, os.SEEK_HOLE) == 0
+    assert bytes(client.vfs.read(opened.fh, 0, 1000)) == bytes(1000)
+    client.vfs.fallocate(opened.fh, 3, 1 << 20, 4)
+    assert bytes(client.vfs.read(opened.fh, 1 << 20, 4)) == bytes(4)
+    client.vfs.release(opened.fh, 0, False)
+
+
+def test_times_are_kept_to_the_nanosecond(world: World) -> None:
+    client = world.mount()
+    save(client, "f", b"text")
+    ino = find(client, "f").ino
+    client.vfs.setattr(ino, Changes(mtime_ns=1_234_567_890_123_456_789), None, ME)
+    client.vfs.syncfs()
+
+    assert find(world.mount("b"), "f").mtime_ns == 1_234_567_890_123_456_789
+
+
+def test_extended_attributes_are_kept_and_virtual_ones_answered(world: World) -> None:
+    client = world.mount()
+    save(client, "f", b"text")
+    ino = find(client, "f").ino
+    client.vfs.setxattr(ino, b"user.colour", b"blue", 0)
+    client.vfs.syncfs()
+
+    other = world.mount("b")
+    assert other.vfs.getxattr(find(other, "f").ino, b"user.colour") == b"blue"
+    assert client.vfs.listxattr(ino) == [b"user.colour"]
+    assert client.vfs.getxattr(ino, b"user.everfold.version") == b"1"
+    assert client.vfs.getxattr(ino, b"user.everfold.durable") == b"yes"
