@@ -26,7 +26,8 @@ FULL_S: Final = 30.0  # a node that is full gets nothing for so long
 _TOKEN_MARGIN_S: Final = 30.0
 _RENEW_EVERY_S: Final = 10.0
 _PLACES_MAX: Final = 200_000  # blocks whose nodes are remembered
-_UNKNOWN_S: Final = 0.005  # what a node that was never asked is taken for
+_UNKNOWN_S: Final = 0.002  # what a node that was never asked is taken for; who is quicker
+# than this is no better, so that quick nodes share the load
 _FORGET_S: Final = 60.0
 _LAST_RESORT: Final = {NodeState.SUSPECT: 10.0, NodeState.DOWN: 30.0}
 _DEAD: Final = frozenset({NodeState.FAILED, NodeState.REMOVED})
@@ -251,6 +252,6 @@ def _latency(peer: _Peer, now: float) -> float:
 
 
 def _cost(peer: _Peer, now: float) -> float:
-    cost = _latency(peer, now) * random.uniform(0.8, 1.25)  # equals share the load
+    cost = max(_latency(peer, now), _UNKNOWN_S) * random.uniform(0.8, 1.25)
     cost += _LAST_RESORT.get(peer.node.state, 0.0)
     return cost + (20.0 if peer.avoid_until > now else 0.0)
