@@ -57,6 +57,7 @@ class BlockCache:
     def __init__(self, directory: Path, disk_bytes: int, memory_bytes: int) -> None:
         """Open (or make) the directory and take over what an earlier process left there."""
         self._directory = directory
+        self._root = str(directory)
         self._temp = directory / "temp"
         self._memory_limit = memory_bytes
         self._disk_limit = disk_bytes
@@ -172,9 +173,10 @@ class BlockCache:
 
     # ------------------------------------------------------------------ disk
 
-    def _path(self, key: _Key) -> Path:
+    def _path(self, key: _Key) -> str:
+        """Return a file's path; text, because a `Path` costs more than the open."""
         name = key[1].hex()
-        return self._directory / name[:2] / f"{name}.{key[0]}"
+        return f"{self._root}/{name[:2]}/{name}.{key[0]}"
 
     def _take_over(self) -> None:
         self._temp.mkdir(parents=True, exist_ok=True)
@@ -204,7 +206,7 @@ class BlockCache:
             self._files.move_to_end(key)
         path = self._path(key)
         try:
-            data = path.read_bytes()
+            data = _read(path, 0, file.size)
             if not file.is_verified:
                 blockid.check(key[1], data)
                 os.utime(path)  # so that its use is remembered over a restart
@@ -221,11 +223,7 @@ class BlockCache:
     def _part(self, key: _Key, file: _File, offset: int, length: int) -> bytes | None:
         wanted = max(0, min(length, file.size - offset))
         try:
-            fd = os.open(self._path(key), os.O_RDONLY)
-            try:
-                data = os.pread(fd, wanted, offset)
-            finally:
-                os.close(fd)
+            data = _read(self._path(key), offset, wanted)
         except OSError as err:
             self._lost(key, file, err)
             return None
@@ -238,7 +236,7 @@ class BlockCache:
         if _rounded(len(data)) > self._disk_limit or key in self._files:
             return
         self._make_room(_rounded(len(data)))
-        draft = self._temp / f"{key[1].hex()}.{key[0]}.{threading.get_ident()}"
+        draft = f"{self._root}/temp/{key[1].hex()}.{key[0]}.{threading.get_ident()}"
         path = self._path(key)
         try:
             try:
@@ -246,7 +244,7 @@ class BlockCache:
                 _rename(draft, path)
             except OSError:
                 with contextlib.suppress(FileNotFoundError):
-                    draft.unlink()
+                    os.unlink(draft)
                 raise
         except OSError as err:
             with self._lock:
@@ -268,7 +266,7 @@ class BlockCache:
                         return
                     key, file = self._files.popitem(last=False)
                 try:
-                    self._path(key).unlink(missing_ok=True)
+                    _unlink(self._path(key))
                 except OSError as err:
                     _log.warning("block cache: cannot remove %s: %s", self._path(key), err)
                 with self._lock:
@@ -286,7 +284,7 @@ class BlockCache:
             self._counts["rotten"] += 1
         _log.warning("block cache: dropped %s: %s", self._path(key), err or "it was cut short")
         try:
-            self._path(key).unlink(missing_ok=True)
+            _unlink(self._path(key))
         except OSError as failed:
             _log.warning("block cache: cannot remove %s: %s", self._path(key), failed)
 
@@ -305,7 +303,20 @@ def _rounded(size: int) -> int:
     return -(-size // _UNIT) * _UNIT
 
 
-def _write(path: Path, data: bytes | memoryview) -> None:
+def _read(path: str, offset: int, length: int) -> bytes:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(fd, length, offset)
+    finally:
+        os.close(fd)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _write(path: str, data: bytes | memoryview) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         done = os.write(fd, data)
@@ -315,9 +326,9 @@ def _write(path: Path, data: bytes | memoryview) -> None:
         os.close(fd)
 
 
-def _rename(draft: Path, path: Path) -> None:
+def _rename(draft: str, path: str) -> None:
     try:
         os.rename(draft, path)
     except FileNotFoundError:
-        path.parent.mkdir(exist_ok=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         os.rename(draft, path)
