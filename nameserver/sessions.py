@@ -13,7 +13,7 @@ from everfold.errors import EverfoldError, Kind
 from everfold.model import MountId, Seq, SpaceId
 from everfold.services import Clock
 from nameserver.blocks import Ledger
-from nameserver.db import Cx, Database
+from nameserver.db import Database
 from nameserver.gate import Identity
 from nameserver.nodes import NodeBook
 from nameserver.policy import Policy

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness import machine
+from tests.harness.databases import database, database_url, postgres_server
+
+__all__ = ["database", "database_url", "postgres_server"]  # fixtures of every test module
 
 EXPECTS = "expects_warnings"
 GRACE_S = 3.0  # for processes that a test ended without waiting for them

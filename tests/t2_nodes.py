@@ -1,0 +1,174 @@
+"""Datanodes come, fall silent, come back, drift: what the map says afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from everfold import wire
+from everfold.errors import EverfoldError, Kind
+from everfold.model import NodeId, NodeState, SpaceId
+from nameserver.db import Database
+from nameserver.service import Service
+from tests.harness.service import KEYS, Desk, ObedientNode
+
+SPACE = SpaceId(2)  # ann's home
+
+
+@pytest.fixture
+def desk(database: Database) -> Iterator[Desk]:
+    desk = Desk(database)
+    yield desk
+    desk.service.stop()
+
+
+def fails(kind: Kind) -> pytest.RaisesExc[EverfoldError]:
+    return pytest.RaisesExc(EverfoldError, check=lambda err: err.kind is kind)
+
+
+def located(desk: Desk, block: bytes) -> list[str]:
+    answer = desk.service.ledger.locate(wire.Locate(SPACE, [block]))  # type: ignore[list-item]
+    return list(next(iter(answer.where.values()), []))
+
+
+def test_a_silent_node_is_suspect_then_down_and_up_again_with_its_next_beat(desk: Desk) -> None:
+    desk.silent = {"dn1"}
+
+    states = []
+    for _ in range(7):
+        desk.pass_time(0.5)
+        states.append(desk.state("dn1"))
+    desk.beat("dn1")
+
+    assert states == [NodeState.UP] * 2 + [NodeState.SUSPECT] * 3 + [NodeState.DOWN] * 2
+    assert desk.state("dn1") is NodeState.UP
+
+
+def test_mounts_are_told_when_a_node_falls_silent_or_moves(desk: Desk) -> None:
+    session = desk.mount()
+    desk.pass_time(0.5)
+    poll = wire.FeedPoll(session.space, "m1", session.seq, 0.0)  # type: ignore[arg-type]
+    first = desk.caller().feed(poll)
+
+    desk.silent = {"dn1"}
+    desk.pass_time(2.0)
+    second = desk.caller().feed(poll)
+    desk.silent = set()
+    desk.nodes["dn1"].url = "http://elsewhere.test"
+    desk.beat()
+    third = desk.caller().feed(poll)
+
+    assert first.nodes < second.nodes < third.nodes
+    assert {n.id: n.state for n in second.node_list}["dn1"] is NodeState.SUSPECT
+    assert {n.id: n.url for n in third.node_list}["dn1"] == "http://elsewhere.test"
+
+
+def test_what_a_node_tells_is_in_the_map_and_what_it_lost_is_not(desk: Desk) -> None:
+    block = desk.store(SPACE, ["dn1", "dn2"])
+    assert sorted(located(desk, block)) == ["dn1", "dn2"]
+
+    desk.nodes["dn1"].obey(wire.Drop(SPACE, block))
+    desk.beat("dn1")
+
+    assert located(desk, block) == ["dn2"]
+
+
+def test_a_lost_report_is_found_by_the_digests(desk: Desk) -> None:
+    block = desk.block()
+    desk.nodes["dn1"].put(SPACE, block)
+    desk.nodes["dn1"].report()  # this beat never arrives
+
+    for _ in range(3):
+        desk.beat("dn1", digests=True)
+
+    assert located(desk, block) == ["dn1"]
+
+
+def test_a_node_that_comes_back_with_everything_is_counted_not_refilled(desk: Desk) -> None:
+    block = desk.store(SPACE, ["dn1", "dn2"])
+    desk.silent = {"dn1"}
+    desk.pass_time(4.0)  # down, but within the grace
+
+    desk.silent = set()
+    desk.nodes["dn1"].restart("2")
+    desk.pass_time(10.0)
+
+    assert desk.holders(SPACE, block) == {"dn1", "dn2"}
+    assert not [c for n in desk.nodes.values() for c in n.obeyed if isinstance(c, wire.Copy)]
+
+
+def test_a_node_with_a_swapped_disk_is_found_out_and_filled_again(desk: Desk) -> None:
+    blocks = [desk.store(SPACE, ["dn1", "dn2"]) for _ in range(20)]
+    desk.clock.move(60)  # the blocks are not news any more
+    desk.beat()
+
+    desk.nodes["dn1"].lose_disk()
+    desk.nodes["dn1"].restart("2")
+    desk.pass_time(15.0)
+
+    assert all(len(desk.holders(SPACE, block)) == 2 for block in blocks)
+    assert desk.service.status.figures()["under_replicated"] == 0
+
+
+def test_a_fresh_block_survives_a_list_that_was_written_before_it_came(desk: Desk) -> None:
+    block = desk.block()
+    stale = wire.PrefixList(block[0], [])
+    desk.nodes["dn1"].put(SPACE, block)
+    desk.beat("dn1")
+
+    beat = desk.nodes["dn1"].report()
+    desk.service.beats.beat(
+        wire.Heartbeat(*(getattr(beat, f) for f in beat.__struct_fields__[:-1]), lists=[stale])
+    )
+
+    assert located(desk, block) == ["dn1"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ObedientNode("../etc"),
+        ObedientNode("dn 1"),
+        ObedientNode("n" * 65),
+    ],
+)
+def test_a_beat_with_an_impossible_name_is_refused(desk: Desk, bad: ObedientNode) -> None:
+    with fails(Kind.INVALID):
+        desk.service.beats.beat(bad.report())
+
+
+def test_a_beat_with_an_impossible_block_changes_nothing(desk: Desk) -> None:
+    node = desk.nodes["dn1"]
+    good = desk.block()
+    node.put(SPACE, good)
+    node.put(SPACE, b"short")  # type: ignore[arg-type]
+
+    with fails(Kind.INVALID):
+        desk.service.beats.beat(node.report())
+
+    assert located(desk, good) == []
+
+
+def test_an_unknown_node_cannot_be_failed(desk: Desk) -> None:
+    with fails(Kind.NOT_FOUND):
+        desk.service.fail_node(NodeId("dn9"), "root")
+    with fails(Kind.NOT_FOUND):
+        desk.service.repair_node(NodeId("dn9"), "root")
+
+
+def test_a_failed_node_hears_it_and_gets_no_commands(desk: Desk) -> None:
+    desk.service.fail_node(NodeId("dn1"), "root")
+
+    reply = desk.service.beats.beat(desk.nodes["dn1"].report())
+
+    assert (reply.state, reply.commands) == (NodeState.FAILED, [])
+
+
+def test_states_survive_a_restart_of_the_nameserver(desk: Desk, database: Database) -> None:
+    desk.service.fail_node(NodeId("dn2"), "root")
+
+    again = Service(database, desk.clock, desk.policy, KEYS)
+
+    assert again.nodes.get(NodeId("dn2")).state is NodeState.FAILED
+    assert again.nodes.get(NodeId("dn1")).state is NodeState.UP
