@@ -54,12 +54,15 @@ class Notifier:
         self._tell(Notify.INVAL_INODE, abi.NOTIFY_INODE.pack(ino, offset, length))
 
     def entry_deleted(self, parent: Ino, ino: Ino, name: bytes) -> None:
-        """Drop a name even if it is in use, and tell inotify."""
+        """Drop a name even if it is in use; who watches the inode by inotify hears of it."""
         body = abi.NOTIFY_DELETE.pack(parent, ino, len(name), 0)
         if not self._tell(Notify.DELETE, body + name + b"\0"):
             # The kernel refuses where it sees something there still: names in a directory,
             # a mount. Then the name is looked up again at its next use.
             self.forget_entry(parent, name)
+        # The kernel takes it for the last name of the inode and counts no links any more:
+        # what they are it must ask.
+        self.forget_attr(ino)
 
     def _tell(self, code: Notify, body: bytes) -> bool:
         message = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), code, 0) + body

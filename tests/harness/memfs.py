@@ -108,10 +108,17 @@ def _atomic(
 
 
 class MemoryFilesystem:
-    """`mount.filesystem.Filesystem` over dicts; `ttl_s` is how long kernels may remember."""
+    """`mount.filesystem.Filesystem` over dicts; `ttl_s` is how long kernels may remember.
+
+    The root directory belongs to `owner`.
+    """
 
     def __init__(
-        self, ttl_s: float = 3600.0, negative_ttl: float = 3600.0, is_read_only: bool = False
+        self,
+        ttl_s: float = 3600.0,
+        negative_ttl: float = 3600.0,
+        is_read_only: bool = False,
+        owner: int = 0,
     ) -> None:
         self.negative_ttl = negative_ttl
         self.is_read_only = is_read_only
@@ -124,7 +131,9 @@ class MemoryFilesystem:
         self._last_cookie = 2  # those of "." and ".."
         self.locks = LockTable()
         now = time.time_ns()
-        self._inodes[ROOT] = Inode(ROOT, stat.S_IFDIR | 0o755, 0, 0, now, now, now, now, nlink=2)
+        self._inodes[ROOT] = Inode(
+            ROOT, stat.S_IFDIR | 0o755, owner, owner, now, now, now, now, nlink=2
+        )
 
     # ------------------------------------------------------------ what tests ask
 

@@ -19,8 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -103,10 +102,13 @@ def mounted(
     mountpoint: Path | None = None,
     options: MountOptions | None = None,
     uid: int | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Mounted]:
     """Mount what `factory` makes (a picklable callable) until the block ends.
 
-    Afterwards nothing is left: no process, no mount, and no directory if it was made here.
+    The driver becomes the user `uid`; `prefix` is the beginning of its command line, for a
+    namespace of its own. Afterwards nothing is left: no process, no mount, and no directory
+    if it was made here.
     """
     with contextlib.ExitStack() as stack:
         if mountpoint is None:
@@ -115,7 +117,7 @@ def mounted(
             if uid is not None:
                 os.chown(mountpoint, uid, -1)
         plan = Plan(factory, str(mountpoint), driver, options, uid)
-        process, pipe = _start(plan)
+        process, pipe = _start(plan, prefix)
         try:
             if not pipe.poll(_START_S):
                 raise TimeoutError("the mount does not come up")
@@ -130,11 +132,11 @@ def mounted(
             _clean_up(process, pipe, plan.mountpoint)
 
 
-def _start(plan: Plan) -> tuple[subprocess.Popen[bytes], Connection]:
+def _start(plan: Plan, prefix: Sequence[str]) -> tuple[subprocess.Popen[bytes], Connection]:
     ours, theirs = multiprocessing.Pipe()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(theirs.fileno())],
+            [*prefix, sys.executable, "-m", __name__, str(theirs.fileno())],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -193,11 +195,15 @@ def _drive(plan: Plan, pipe: Connection) -> None:
     except EverfoldError as err:
         pipe.send(err)
         return
-    threading.Thread(target=_serve, args=(plan, pipe, filesystem, driver), daemon=True).start()
+    calling = threading.Lock()  # held during a call: the answer to `unmount` is not cut off
+    serving = (pipe, filesystem, driver, calling)
+    threading.Thread(target=_serve, args=serving, daemon=True).start()
     driver.run()
+    with calling:
+        pass
 
 
-def _serve(plan: Plan, pipe: Connection, filesystem: Filesystem, driver: Any) -> None:
+def _serve(pipe: Connection, filesystem: Filesystem, driver: Any, calling: threading.Lock) -> None:
     ready = driver.wait_ready(_START_S)
     pipe.send(None if ready else TimeoutError("the kernel does not talk to the driver"))
     targets = {"filesystem": filesystem, "cache": driver.cache, "mount": driver}
@@ -206,12 +212,12 @@ def _serve(plan: Plan, pipe: Connection, filesystem: Filesystem, driver: Any) ->
             target, method, args, kwargs = pipe.recv()
         except (EOFError, OSError):
             break
-        try:
-            answer = (True, getattr(targets[target], method)(*args, **kwargs))
-        except Exception as err:  # noqa: BLE001 - the test's process raises it
-            traceback.print_exc()
-            answer = (False, err)
-        pipe.send(answer)
+        with calling:
+            try:
+                answer = (True, getattr(targets[target], method)(*args, **kwargs))
+            except Exception as err:  # noqa: BLE001 - the test's process raises it
+                answer = (False, err)
+            pipe.send(answer)
     try:
         driver.unmount()
     except EverfoldError as err:
