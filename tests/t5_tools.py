@@ -192,23 +192,23 @@ def test_a_relative_path_and_strange_names_are_understood(cluster, here):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    "words",
     [
-        (("versions", "never-was"), "never-was: has no versions"),
-        (("restore", "never-was", "--version", "1"), "never-was"),
-        (("restore", "note", "--version", "99"), "99"),
-        (("versions", "no/such/folder"), "no/such/folder"),
+        ("versions", "never-was"),
+        ("restore", "never-was", "--version", "1"),
+        ("restore", "note", "--version", "99"),
+        ("versions", "no/such/folder"),
     ],
 )
-def test_what_never_was_cannot_be_shown_or_restored(cluster, here, words, said):
+def test_what_never_was_cannot_be_shown_or_restored(cluster, here, words):
     (here / "note").write_text("x")
     verb, name, *rest = words
 
     done = cluster.tool(verb, str(here / name), *rest)
 
     assert done.returncode == 1
+    assert done.stderr.startswith(f"everfold: {here.name}/{name}: ")
     assert len(done.stderr.splitlines()) == 1
-    assert name in done.stderr or said in done.stderr
 
 
 # ---------------------------------------------------------------- two mounts, trouble

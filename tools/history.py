@@ -31,9 +31,7 @@ class Asked:
         ask = wire.GetHistory(self.session.space, self.parent, self.name)
         found = self.names.history(ask).versions
         if not found:
-            raise EverfoldError(
-                Kind.NOT_FOUND, "has no versions", self.name.decode(errors="replace")
-            )
+            raise EverfoldError(Kind.NOT_FOUND, "has no versions")
         return found
 
 
@@ -42,6 +40,7 @@ def asking(place: Place, read_only: bool) -> Iterator[Asked]:
     """Talk to the nameserver about `place` as its mount's user."""
     if not place.names:
         raise EverfoldError(Kind.IS_DIR, "is the folder itself", str(place.root))
+    path = b"/".join(place.names).decode(errors="replace")
     transport = HttpTransport(place.server, connections=1)
     names = NameClient(transport, place.token)
     mount = MountId(f"tool-{secrets.token_hex(8)}")
@@ -51,6 +50,8 @@ def asking(place: Place, read_only: bool) -> Iterator[Asked]:
         found = names.resolve(wire.ResolvePath(session.space, place.names))
         yield Asked(names, session, mount, found.parent, place.names[-1])
         names.bye(wire.Bye(session.space, mount))
+    except EverfoldError as err:
+        raise EverfoldError(err.kind, str(err), path) from err
     finally:
         transport.close()
 

@@ -111,7 +111,7 @@ def is_dead(err: OSError) -> bool:
 def detach_dead(path: str) -> None:
     """Take a mount whose driver is gone out of the way; leave every other."""
     try:
-        os.stat(path)
+        os.statvfs(path)  # always asks the driver; attributes the kernel may remember
     except OSError as err:
         if is_dead(err):
             detach(path)

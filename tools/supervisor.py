@@ -1,14 +1,13 @@
 """Processes that belong together: started, watched, restarted, ended, none left behind.
 
-One thread does everything, so a child may be forked at any moment. The kernel sends SIGTERM to
-each child when the supervisor dies, however it dies; and each child inherits the lock on the
+One thread does everything, so a child may be forked at any moment. Should the supervisor be
+killed, an `undertaker` ends the children in its place; and each child inherits the lock on the
 data directory, so the directory stays locked until the last of them is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -22,15 +21,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from everfold.errors import EverfoldError, Kind
+from tools import mountpoint
+from tools.undertaker import Undertaker
 
 Ready = dict[str, Any]
 
-_PR_SET_PDEATHSIG: Final = 1
 _BACKOFF_S: Final = (0.1, 5.0)  # first and longest pause before a restart
 _STEADY_S: Final = 30.0  # a child that ran so long starts over with the first pause
 _TICK_S: Final = 0.1
 _LOG_MAX: Final = 16 << 20
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass
@@ -42,9 +41,10 @@ class Child:
     log: Path
     ready_file: Path
     env: Mapping[str, str]
+    rank: int = 0  # higher ones end first
     end_s: float = 10.0  # how long an orderly end may take
+    mountpoint: str = ""  # detached when its driver could not do it itself
     may_end: bool = False  # an end with status 0 is meant, and not to be undone
-    after_kill: Callable[[], None] | None = None  # cleans up what a killed child cannot
     ready: Ready | None = None
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
@@ -61,11 +61,12 @@ class Child:
 
 
 class Supervisor:
-    """Use as a context: on leaving, the children are ended in reverse order of their start."""
+    """Use as a context: on leaving, the children are ended, those of the highest rank first."""
 
     def __init__(self, say: Callable[[str], None], inherited: int) -> None:
         self._say = say
         self._inherited = inherited
+        self._undertaker = Undertaker()
         self._children: list[Child] = []
         self._stop_asked = False
         self._reload_asked = False
@@ -87,6 +88,7 @@ class Supervisor:
 
     def __exit__(self, *_: object) -> None:
         self._end_all()
+        self._undertaker.dismiss()
         for number, action in self._old.items():
             signal.signal(number, action)
         signal.set_wakeup_fd(-1)
@@ -146,7 +148,6 @@ class Supervisor:
         child.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if child.log.exists() and child.log.stat().st_size > _LOG_MAX:
             child.log.replace(child.log.with_suffix(".log.1"))
-        parent = os.getpid()
         with child.log.open("ab") as log:
             child.process = subprocess.Popen(
                 list(child.argv()),
@@ -156,7 +157,9 @@ class Supervisor:
                 env=dict(child.env),
                 start_new_session=True,  # Ctrl-C reaches the supervisor alone
                 pass_fds=(self._inherited,),
-                preexec_fn=lambda: _end_with(parent),
+                preexec_fn=lambda: self._undertaker.announce(
+                    child.rank, child.end_s, child.mountpoint
+                ),
             )
         child.started = time.monotonic()
 
@@ -207,8 +210,8 @@ class Supervisor:
         child.process = None
         child.restart_at = time.monotonic() + child.pause_s
         child.pause_s = min(child.pause_s * 2, _BACKOFF_S[1])
-        if child.after_kill is not None:
-            child.after_kill()
+        if child.mountpoint:
+            mountpoint.detach(child.mountpoint)
 
     def _nap(self) -> None:
         """Wait for a signal (a child's end is one), at most a tick."""
@@ -220,30 +223,26 @@ class Supervisor:
     # ------------------------------------------------------------ ending
 
     def _end_all(self) -> None:
-        while self._children:
-            child = self._children.pop()
-            if child.process is not None:
-                self._end(child, child.process)
+        """End rank by rank; children of one rank together."""
+        for rank in sorted({child.rank for child in self._children}, reverse=True):
+            told = [c for c in self._children if c.rank == rank and c.process is not None]
+            for child in told:
+                if child.process is not None and child.process.poll() is None:
+                    child.process.terminate()
+                    child.process.send_signal(signal.SIGCONT)  # a stopped one would not notice
+            for child in told:
+                self._await_end(child)
 
-    def _end(self, child: Child, process: subprocess.Popen[bytes]) -> None:
-        if process.poll() is None:
-            process.terminate()
-            process.send_signal(signal.SIGCONT)  # a stopped process would never notice
+    def _await_end(self, child: Child) -> None:
+        assert child.process is not None
         try:
-            process.wait(child.end_s)
+            child.process.wait(child.end_s)
         except subprocess.TimeoutExpired:
             self._say(f"{child.name} does not end by itself; killing it")
-            process.kill()
-            process.wait()
-        if child.after_kill is not None:
-            child.after_kill()
-
-
-def _end_with(parent: int) -> None:
-    """In a fresh child: be sent SIGTERM when `parent` dies, and do not outlive it already."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+            child.process.kill()
+            child.process.wait()
+        if child.mountpoint:
+            mountpoint.detach(child.mountpoint)
 
 
 def python(*args: str) -> list[str]:

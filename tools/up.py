@@ -26,6 +26,7 @@ READY_S = 60.0
 MOUNT_READY_S = 180.0  # what an earlier driver left in its journal is sent first
 DRAIN_S = 60.0
 DEFAULT_PORT = 5000
+NODE_RANK, MOUNT_RANK = 1, 2  # the end comes in the opposite order of the start
 _PASSED_ON = (
     "DATABASE_URL",
     "MIN_REPLICAS",
@@ -168,7 +169,7 @@ class Cluster:
             )  # fmt: skip
 
         env = self._environment(CLUSTER_SECRET=self._secrets["CLUSTER_SECRET"])
-        return Child(name, argv, self._embedded.log(name), ready, env)
+        return Child(name, argv, self._embedded.log(name), ready, env, rank=NODE_RANK)
 
     def _make_mount(self, where: str) -> Child:
         ready = self._embedded.ready_file("mount")
@@ -184,8 +185,8 @@ class Cluster:
             )  # fmt: skip
 
         child = Child("mount", argv, self._embedded.log("mount"), ready, self._environment())
-        child.end_s, child.may_end = DRAIN_S, True  # `everfold umount` ends it
-        child.after_kill = lambda: mountpoint.detach(where)
+        child.rank, child.end_s, child.mountpoint = MOUNT_RANK, DRAIN_S, where
+        child.may_end = True  # `everfold umount` ends it
         return child
 
     @property
