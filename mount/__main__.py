@@ -23,6 +23,7 @@ from typing import Protocol
 
 from everfold import log as logs
 from everfold.errors import EverfoldError
+from mount import patience
 from mount.client import Client, Settings, open_remote
 from mount.core import Policy
 from mount.filesystem import KernelCache
@@ -81,7 +82,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"everfold-mount: {err}", file=sys.stderr)
         return 1
     options = MountOptions(
-        read_only="ro" in words, extra=tuple(w for w in words if w not in ("ro", "rw"))
+        read_only="ro" in words,
+        fsname=f"everfold:{client.session.space_name}",
+        extra=tuple(w for w in words if w not in ("ro", "rw")),
     )
     driver: Driver = (
         KernelMount(client.vfs, args.mountpoint, options=options)
@@ -99,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     with _signals(driver, client):
         threading.Thread(target=_tell_ready, args=(driver, args), daemon=True).start()
         driver.run()
+    patience.may_wait()  # the loop ran on this thread
     return 0 if client.close() else 3
 
 

@@ -112,15 +112,14 @@ class Client:
 
     def _replay(self) -> None:
         """Send what the journal holds; returns when it is in the cluster."""
-        left, segments = [], set()
+        left: list[Item] = []
+        segments: set[int] = set()
         for number, raw in self._journal.replay():
             if number <= self.session.last_op:
                 continue
             record = decode(raw)
-            if isinstance(record, StagedWrite):
-                for _, length, segment, at in record.staged:
-                    self._staging.retain(Place(segment, at), length)
-                    segments.add(segment)
+            if isinstance(record, StagedWrite) and not self._retain(record, segments):
+                continue
             left.append(Item(number, record, self._replayed, is_late=True))
         self._staging.keep_only(segments)
         self._journal.skip_to(self.session.last_op + 1)
@@ -132,6 +131,17 @@ class Client:
         self._seal_replayed(left)
         if not self._shipper.drain(REPLAY_DEADLINE_S):
             raise EverfoldError(Kind.UNAVAILABLE, "the cluster does not take the earlier changes")
+
+    def _retain(self, record: StagedWrite, segments: set[int]) -> bool:
+        """Keep a record's staged bytes; False, and said aloud, when the disk has lost them."""
+        try:
+            for _, length, segment, at in record.staged:
+                self._staging.retain(Place(segment, at), length)
+                segments.add(segment)
+        except EverfoldError as err:
+            log.error("bytes of inode %d that were not sent are lost: %s", record.ino, err)
+            return False
+        return True
 
     def _seal_replayed(self, items: list[Item]) -> None:
         """What an earlier process had open when it died is complete now."""
@@ -167,6 +177,8 @@ class Client:
     def close(self) -> bool:
         """Send what is left and let go; False when something stays in the journal."""
         is_drained = self.drain()
+        if not is_drained:
+            self._shipper.make_durable()
         self.vfs.close()
         self._shipper.close()
         try:

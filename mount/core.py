@@ -347,6 +347,15 @@ class Core:
                 err, content.error = content.error, None
                 raise err
 
+    def settle(self, timeout_s: float) -> None:
+        """Give what was changed here so far a chance to be in the cluster before it is asked.
+
+        On a read of history, so that a program finds the version that it just saved.
+        """
+        if self.shipper.backlog[0]:
+            patience.require()
+            self.shipper.drain(timeout_s)
+
     def flush(self, content: Content, is_sealed: bool = False, hold_s: float = 0.0) -> None:
         """Put what is dirty of a file into the journal and on its way."""
         with self.lock:

@@ -147,6 +147,7 @@ class Files:
         elif handle.was_created and not content.base and not content.last_write_number:
             core.submit(wire.Seal(content.ino, core.clock.time_ns()))
         content.has_open_version = False
+        core.shipper.hurry(content.last_number)
 
     # ------------------------------------------------------------ reading
 
@@ -233,7 +234,9 @@ class Files:
             wanted = content.extents.slices(start, end + handle.window - start)
         handle.ahead = end + handle.window
         if wanted:
-            self._core.blocks.prefetch([piece.source for piece in wanted])
+            self._core.blocks.prefetch(
+                [(piece.source, piece.at + piece.length) for piece in wanted]
+            )
 
     # ------------------------------------------------------------ writing
 

@@ -24,6 +24,7 @@ from mount.filesystem import VIRTUAL_INO, Node
 
 VERSIONS = b".versions"
 _TTL_S = 1.0
+_SETTLE_S = 2.0
 
 
 class Key(NamedTuple):
@@ -133,6 +134,7 @@ class HistoryTree:
     def versions(self, directory: Ino, name: bytes) -> list[Version]:
         """Return the versions of a name, oldest first; asked anew after each commit."""
         core = self._core
+        core.settle(_SETTLE_S)
         state = (core.feed_seq, core.shipper.committed_number)
         with core.lock:
             known = self._known.get((directory, name))
@@ -203,8 +205,9 @@ class HistoryTree:
                 for version in versions
             ]
             return self.ino(Key(key.directory)), names
-        patience.require()
         core = self._core
+        core.settle(_SETTLE_S)
+        patience.require()
         answer = core.read(
             lambda: core.names.history_names(wire.GetHistoryNames(core.space, key.directory))
         )

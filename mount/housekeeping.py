@@ -15,6 +15,7 @@ from mount.files import Files
 log = logging.getLogger(__name__)
 _TICK_S = 0.1
 _USAGE_S = 2.0
+_SYNC_S = 2.0
 
 
 class Housekeeper:
@@ -25,6 +26,7 @@ class Housekeeper:
         self.usage = SpaceUsage(live=0, history=0, quota=0, inodes=0, free=0, capacity=0)
         self._ending = threading.Event()
         self._next_usage = 0.0
+        self._next_sync = 0.0
         self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
 
     def start(self) -> None:
@@ -40,9 +42,22 @@ class Housekeeper:
         while not self._ending.wait(_TICK_S):
             self._files.tend()
             now = self._core.clock.monotonic()
+            self._keep_backlog(now)
             if now >= self._next_usage:
                 self._next_usage = now + _USAGE_S
                 self.refresh_usage()
+
+    def _keep_backlog(self, now: float) -> None:
+        """Sync a backlog that the cluster does not take; one that it takes is gone sooner."""
+        shipper = self._core.shipper
+        if not shipper.backlog[0]:
+            self._next_sync = now + _SYNC_S
+        elif now >= self._next_sync:
+            self._next_sync = now + _SYNC_S
+            try:
+                shipper.make_durable()
+            except EverfoldError as err:
+                log.warning("the backlog would not survive a power cut: %s", err)
 
     def refresh_usage(self) -> None:
         """Ask for the space's usage; when the server is away the old figures stay."""

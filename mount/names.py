@@ -20,6 +20,7 @@ from everfold.model import NAME_MAX, SYMLINK_MAX, Attr, Ino, Seq
 from mount import patience
 from mount.core import Core
 from mount.filesystem import Caller
+from mount.shipper import HOLD_S
 
 T = TypeVar("T")
 _ATTEMPTS = 5
@@ -281,7 +282,9 @@ class Names:
                 content.attr = fresh
                 return core.attr(ino)
             core.tree.set_attr(fresh)
-            core.submit(wire.SetAttr(ino, now, mode, uid, gid, atime_ns, mtime_ns))
+            # On a file that is being written it travels with the write, in one commit.
+            hold_s = HOLD_S if content.is_changed and content.writers else 0.0
+            core.submit(wire.SetAttr(ino, now, mode, uid, gid, atime_ns, mtime_ns), hold_s=hold_s)
         return core.attr(ino)
 
     # ------------------------------------------------------------ the tree follows

@@ -19,7 +19,7 @@ _thread = threading.local()
 
 
 def never_wait() -> None:
-    """Make the calling thread impatient, for good."""
+    """Make the calling thread impatient, until `may_wait`."""
     _thread.impatient = True
 
 
@@ -27,3 +27,8 @@ def require() -> None:
     """Raise `MustWait` on an impatient thread; no side effect may have happened before."""
     if getattr(_thread, "impatient", False):
         raise MustWait
+
+
+def may_wait() -> None:
+    """Let the calling thread wait (again); it serves no kernel any more."""
+    _thread.impatient = False

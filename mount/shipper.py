@@ -122,6 +122,12 @@ class Shipper:
                     break
         return False
 
+    def make_durable(self) -> None:
+        """Let what waits survive a power cut of this machine too."""
+        number = self._journal.next_number - 1
+        self._staging.sync()
+        self._journal.mark_durable(number)
+
     @property
     def backlog(self) -> tuple[int, int]:
         """Return (records, staged bytes) not in the cluster yet."""
@@ -184,6 +190,8 @@ class Shipper:
                 is_full = len(batch) >= BATCH_OPS or nbytes + item.staged_bytes > BATCH_BYTES
                 if batch and not item.is_glued and (is_full or self._held(item, now)):
                     break
+                if batch and item.number != batch[-1].number + 1:
+                    break  # a damaged journal has holes; a commit numbers without any
                 batch.append(self._queue.popleft())
                 nbytes += item.staged_bytes
             self._under_way = batch
