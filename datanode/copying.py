@@ -46,7 +46,7 @@ class Pace:
     """Lets bytes pass at a rate."""
 
     def __init__(self, rate: float) -> None:
-        self._rate = rate
+        self.rate = rate  # may be changed at any time
         self._lock = threading.Lock()  # guards _free_at
         self._free_at = 0.0
 
@@ -55,7 +55,7 @@ class Pace:
         with self._lock:
             now = time.monotonic()
             start = max(now, self._free_at)
-            self._free_at = start + size / self._rate
+            self._free_at = start + size / self.rate
             return start - now
 
 

@@ -50,6 +50,7 @@ class Ledger:
         self._working = 0
         self._next_prefix = 0
         self._owes_all = True  # all digests, as after a start
+        self._owes_since = 0  # the tick at which that came to be
 
     # ------------------------------------------------------------ events
 
@@ -65,10 +66,7 @@ class Ledger:
 
     def went(self, held: wire.Held, is_bad: bool = False) -> None:
         """Note that a block is not kept any more; `is_bad`: because it had rotted."""
-        self._event(held, -1)
-        if is_bad:
-            with self._lock:
-                self._bad[held.space, held.block] = (self._tick, held)
+        self._event(held, -1, is_bad)
 
     def answer(self, held: wire.Held) -> None:
         """Tell the nameserver, which asked, how it stands with a block."""
@@ -81,17 +79,21 @@ class Ledger:
             self._tick += 1
             self._lists[prefix] = (self._tick, wire.PrefixList(prefix, held))
 
-    def _event(self, held: wire.Held, sign: int) -> None:
+    def _event(self, held: wire.Held, sign: int, is_bad: bool = False) -> None:
         with self._lock:
             self._count(held, sign)
             self._change(held)
+            if is_bad:
+                self._bad[held.space, held.block] = (self._tick, held)
             if len(self._changes) > _PENDING_MAX:  # silent for long: the digests will tell
                 self._changes.clear()
-                self._owes_all = True
+                self._owe_all()
 
     def _change(self, held: wire.Held) -> None:
         self._tick += 1
-        self._changes[held.space, held.block] = (self._tick, held.size)
+        key = (held.space, held.block)
+        _, size = self._changes.get(key, (0, 0))
+        self._changes[key] = (self._tick, held.size or size)
 
     def _count(self, held: wire.Held, sign: int) -> None:
         prefix = held.block[0]
@@ -139,10 +141,8 @@ class Ledger:
 
     # ------------------------------------------------------------ telling
 
-    def owe_all(self) -> None:
-        """Send all digests with the next beat."""
-        with self._lock:
-            self._owes_all = True
+    def _owe_all(self) -> None:
+        self._owes_all, self._owes_since = True, self._tick
 
     def news(self, size_of: Callable[[SpaceId, BlockId], int | None]) -> News:
         """Return what the next beat has to tell; of what changed, `size_of` says how it is now."""
@@ -175,6 +175,6 @@ class Ledger:
             self._bad = {k: v for k, v in self._bad.items() if v[0] > told.ticket}
             self._lists = {k: v for k, v in self._lists.items() if v[0] > told.ticket}
             if len(told.digests) == PREFIXES:
-                self._owes_all = False
+                self._owes_all = self._owes_since > told.ticket
             elif told.digests:
                 self._next_prefix = (told.digests[0].prefix + 1) % PREFIXES

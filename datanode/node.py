@@ -52,6 +52,7 @@ class Node:
         root: Path,
         files: Files | None = None,
         floor: int | None = None,
+        lock_wait_s: float = _LOCK_WAIT_S,
     ) -> None:
         self.identity = identity
         self.ledger = Ledger()
@@ -61,7 +62,7 @@ class Node:
         self._files = files or Files()
         with translated(str(root)):
             root.mkdir(parents=True, exist_ok=True)
-        self._lock_fd = _only_process(root)
+        self._lock_fd = _only_process(root, lock_wait_s)
         self._facts = root / "node.json"
         try:
             self.state = self._read_facts()
@@ -289,11 +290,11 @@ def _flaw(block: BlockId, data: memoryview) -> Kind | None:
     return None if blockid.name_of(data) == block else Kind.CORRUPT
 
 
-def _only_process(root: Path) -> int:
+def _only_process(root: Path, wait_s: float) -> int:
     """Lock the root; a predecessor that is being killed gets a moment to be gone."""
     with translated(str(root)):
         fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    ends = time.monotonic() + _LOCK_WAIT_S
+    ends = time.monotonic() + wait_s
     while True:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -31,6 +31,7 @@ class Scrub(threading.Thread):
         self._node = node
         self._rate = rate
         self._pause_s = pause_s  # between prefixes
+        self._pace = Pace(_RATE_MIN)
         self._ended = threading.Event()
         self._place = node.store.root / "scrub.position"
         self.passes = 0  # full rounds since the start
@@ -59,9 +60,10 @@ class Scrub(threading.Thread):
 
     def scrub(self, prefix: int) -> None:
         """Verify all that is kept under a prefix."""
-        pace = Pace(self._rate or max(_RATE_MIN, self._node.ledger.totals()[1] / _PASS_S))
+        used = self._node.ledger.totals()[1]
+        self._pace.rate = self._rate or max(_RATE_MIN, used / _PASS_S)
         for held in self._node.recount(prefix):
-            if self._ended.wait(pace.delay(held.size)):
+            if self._ended.wait(self._pace.delay(held.size)):
                 return
             self._node.verify(held.space, held.block)
             self._node.count("scrubbed")

@@ -23,6 +23,10 @@ TIMEOUT_S = 2.0
 FRAMES_MAX = 64 * 1024 * 1024  # of one body with many blocks
 _SLOWEST = 16 * 1024 * 1024  # bytes a second below which a link counts as hung
 _JOIN_BELOW = 256 * 1024
+_HEAD_KINDS = {
+    kind.http_status: kind
+    for kind in (Kind.INVALID, Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.NOT_FOUND, Kind.INTERNAL)
+}
 _KINDS = {kind.value: kind for kind in Kind}
 _FETCHED = msgspec.msgpack.Decoder(list[str])
 _HELD = msgspec.msgpack.Decoder(list[wire.Held])
@@ -157,8 +161,9 @@ class NodeClient:
             method, path, headers=headers, body=body, timeout_s=limit
         )
         if status >= 300:
-            if method == "HEAD" and status == 404:  # an answer to HEAD has no body to say it
-                raise EverfoldError(Kind.NOT_FOUND, "the node has not got it", path)
+            if method == "HEAD":  # its answer has no body to say what it was
+                kind = _HEAD_KINDS.get(status, Kind.UNAVAILABLE)
+                raise EverfoldError(kind, f"HTTP {status}", path)
             raise error_of(status, answer, self._transport.base_url)
         return status, told, answer
 

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from everfold.blockid import BLOCK_ID_SIZE, name_of
+from everfold.blockid import name_of
 from everfold.model import BlockId, SpaceId
 
 _BODY = struct.Struct("<4sB3xIQ32s")
@@ -23,7 +23,6 @@ HEAD_SIZE = _BODY.size + _CRC.size
 _MAGIC = b"EFP1"
 BLOCK = 1
 TOMBSTONE = 2
-assert BLOCK_ID_SIZE == 32
 
 
 class Record(NamedTuple):
