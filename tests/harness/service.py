@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterable
+from typing import Any
 
 from everfold import wire
 from everfold.blockid import name_of
@@ -115,6 +117,14 @@ class Desk:
         self.ann = self.service.accounts.create("ann", PASSWORD)
         self.beat()
 
+    @classmethod
+    def resume(cls, before: Desk, db: Database) -> Desk:
+        """Return a second nameserver process on the same database, clock and nodes."""
+        desk = cls.__new__(cls)
+        desk.__dict__.update(before.__dict__)
+        desk.service = Service(db, before.clock, before.policy, KEYS)
+        return desk
+
     # ------------------------------------------------------------ nodes
 
     def beat(self, *names: str, digests: bool = False) -> None:
@@ -132,6 +142,23 @@ class Desk:
             self.clock.move(step_s)
             self.beat()
             self.service.driver.tick()
+
+    def run_fsck(self) -> dict[str, Any]:
+        """Run fsck, while the nodes go on beating."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(0.01):
+                self.beat()
+            self.service.db.close()
+
+        beating = threading.Thread(target=beat)
+        beating.start()
+        try:
+            return self.service.fsck.run()
+        finally:
+            ended.set()
+            beating.join()
 
     def state(self, name: str) -> NodeState:
         """Return where a node stands."""
