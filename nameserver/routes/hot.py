@@ -28,8 +28,8 @@ def blueprint(service: Service) -> Blueprint:
     @hot.post("/v1/heartbeat")
     def heartbeat() -> Response:
         token = _bearer()
-        ask = wire.decode(_body(), beat_form)
-        return _answer(service.heartbeat(token, ask))
+        service.gate.node(token)  # strangers do not even reach the decoder
+        return _answer(service.heartbeat(token, wire.decode(_body(), beat_form)))
 
     @hot.post("/v1/<verb>")
     def call(verb: str) -> Response:
