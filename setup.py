@@ -17,9 +17,11 @@ setup(
     packages=[
         "everfold",
         "everfold.stores",
+        "everfold.wire",
         "mount",
         "mount.kernel",
         "nameserver",
+        "nameserver.routes",
         "nameserver.tree",
         "datanode",
         "tools",

@@ -1,0 +1,385 @@
+"""What mounts say to a nameserver, and what it answers."""
+
+from __future__ import annotations
+
+from everfold.model import (
+    NOW,
+    Attr,
+    BlockId,
+    Entry,
+    Extent,
+    HistoryName,
+    Ino,
+    Lock,
+    MountId,
+    Node,
+    NodeId,
+    Record,
+    Seq,
+    SpaceId,
+    Version,
+)
+from everfold.wire.ops import AnyOp, Result
+
+
+class Hello(Record, frozen=True):
+    """A mount introduces itself; the same `mount` may say it again and again."""
+
+    mount: MountId
+    label: str  # shown to people: host and mountpoint
+    space: str = ""  # name of the space, "" = the user's own
+    read_only: bool = False
+
+
+class Session(Record, frozen=True):
+    """What a mount must know to work. `last_op`: the last operation of it that was applied."""
+
+    space: SpaceId
+    space_name: str
+    user: str
+    device: str
+    seq: Seq
+    last_op: int
+    min_replicas: int
+    nodes: list[Node]
+    block_token: str  # for the datanodes, good for this space
+    block_token_expires: float  # seconds since the epoch
+    session_ttl_s: float  # locks fall when the mount is silent for so long
+
+
+class Lookup(Record, frozen=True):
+    """Find one name. The answer's `seq` tells as of which commit it is true."""
+
+    space: SpaceId
+    parent: Ino
+    name: bytes
+    seq: Seq = NOW
+
+
+class Found(Record, frozen=True):
+    """`entry` is None when there is no such name."""
+
+    seq: Seq
+    entry: Entry | None
+
+
+class ListDir(Record, frozen=True):
+    """List a directory in name order from after `after`, at most `limit` entries."""
+
+    space: SpaceId
+    ino: Ino
+    after: bytes = b""
+    limit: int = 10_000
+    seq: Seq = NOW
+
+
+class Listing(Record, frozen=True):
+    """`attr` is the directory's own; `more`: ask again after the last name."""
+
+    seq: Seq
+    attr: Attr
+    parent: Ino  # the directory's own parent; itself for the root
+    entries: list[Entry]
+    more: bool
+
+
+class GetAttrs(Record, frozen=True):
+    """Attributes of several inodes; those that are gone are left out of the answer."""
+
+    space: SpaceId
+    inos: list[Ino]
+    seq: Seq = NOW
+
+
+class Attrs(Record, frozen=True):
+    """Answer of `GetAttrs`."""
+
+    seq: Seq
+    attrs: list[Attr]
+
+
+class GetExtents(Record, frozen=True):
+    """The extents of a file that touch ``[offset, offset + length)``."""
+
+    space: SpaceId
+    ino: Ino
+    offset: int = 0
+    length: int = (1 << 63) - 1
+    seq: Seq = NOW
+
+
+class FileExtents(Record, frozen=True):
+    """Sorted, disjoint extents; `where` tells on which nodes each block of them is."""
+
+    seq: Seq
+    size: int
+    version: int
+    extents: list[Extent]
+    where: dict[BlockId, list[NodeId]]
+    author: str = ""  # who wrote this content
+
+
+class GetXattrs(Record, frozen=True):
+    """All extended attributes of an inode."""
+
+    space: SpaceId
+    ino: Ino
+    seq: Seq = NOW
+
+
+class Xattrs(Record, frozen=True):
+    """Answer of `GetXattrs`."""
+
+    seq: Seq
+    values: dict[bytes, bytes]
+
+
+class Stored(Record, frozen=True):
+    """A block that the client put, and the nodes that acknowledged it."""
+
+    block: BlockId
+    size: int
+    nodes: list[NodeId]
+
+
+class Commit(Record, frozen=True):
+    """Apply `ops` in order in one transaction.
+
+    The operations are those numbered `first_op`, `first_op` + 1, … of this mount. A retry
+    (also in another grouping) never applies one twice: what was applied before is answered
+    as it was then.
+    """
+
+    space: SpaceId
+    mount: MountId
+    first_op: int
+    ops: list[AnyOp]
+    stored: list[Stored] = []
+
+
+class Committed(Record, frozen=True):
+    """`seq` is the space's commit number after the batch (durable); one result an operation."""
+
+    seq: Seq
+    results: list[Result]
+    first: Seq = NOW  # the batch's commits are `first` … `seq`; 0 when nothing was applied now
+
+
+class Reserve(Record, frozen=True):
+    """Ask for `count` fresh inode numbers."""
+
+    space: SpaceId
+    count: int
+
+
+class Reserved(Record, frozen=True):
+    """The numbers `first` … `first` + `count` - 1 are the mount's alone."""
+
+    first: Ino
+    count: int
+
+
+class Plan(Record, frozen=True):
+    """Where shall these (block, size) go? `avoid`: nodes that just failed the client."""
+
+    space: SpaceId
+    blocks: list[tuple[BlockId, int]]
+    avoid: list[NodeId] = []
+
+
+class Placements(Record, frozen=True):
+    """Per block: None when the cluster has it already, else the nodes to write to.
+
+    The blocks are kept from the garbage collector for the grace period. `nodes` describes
+    every node named.
+    """
+
+    targets: list[list[NodeId] | None]
+    nodes: list[Node]
+    block_token: str
+    block_token_expires: float
+
+
+class Locate(Record, frozen=True):
+    """Which nodes have these blocks now?"""
+
+    space: SpaceId
+    blocks: list[BlockId]
+
+
+class Located(Record, frozen=True):
+    """`where` leaves out blocks that no node has; best node first."""
+
+    where: dict[BlockId, list[NodeId]]
+    nodes: list[Node]
+    block_token: str
+    block_token_expires: float
+
+
+class ReportBad(Record, frozen=True):
+    """A replica gave bytes that do not match, or said that it has not the block."""
+
+    space: SpaceId
+    block: BlockId
+    node: NodeId
+    reason: str  # "corrupt" | "missing"
+
+
+class FeedPoll(Record, frozen=True):
+    """Wait up to `wait_s` for commits after `after`, or for `locks`/`nodes` to move on."""
+
+    space: SpaceId
+    mount: MountId
+    after: Seq
+    wait_s: float
+    locks: int = 0  # the counters of the last answer
+    nodes: int = 0
+
+
+class Change(Record, frozen=True):
+    """What one commit did to one thing.
+
+    "entry": `name` in `parent` leads to `ino` now, or to nothing when `ino` is 0; the
+    directory's own attributes changed too. "attr": attributes (or xattrs) of `ino`.
+    "data": its bytes in ``[offset, offset+length)`` and its attributes. "gone": `ino` lost
+    its last name.
+    """
+
+    what: str  # "entry" | "attr" | "data" | "gone"
+    ino: Ino
+    parent: Ino = Ino(0)
+    name: bytes = b""
+    offset: int = 0
+    length: int = 0
+
+
+class CommitEvent(Record, frozen=True):
+    """One commit, as the feed tells it."""
+
+    seq: Seq
+    at_ns: int
+    user: str
+    device: str
+    mount: MountId
+    changes: list[Change]
+
+
+class Feed(Record, frozen=True):
+    """Events in order. `is_reset`: too far behind; forget everything and go on from `seq`."""
+
+    seq: Seq
+    events: list[CommitEvent]
+    locks: int
+    nodes: int
+    is_reset: bool = False
+    node_list: list[Node] = []  # given when `nodes` moved
+
+
+class SetLock(Record, frozen=True):
+    """Take or drop a lock; one conflict: WOULD_BLOCK.
+
+    With `is_waiting` the caller is going to try again until it gets it: the nameserver notes
+    who waits for whom, and answers DEADLOCK when that closes a circle. The feed's `locks`
+    counter moves on whenever locks of the space fall.
+    """
+
+    space: SpaceId
+    mount: MountId
+    lock: Lock
+    is_waiting: bool = False
+
+
+class Granted(Record, frozen=True):
+    """The lock is taken or dropped; `seq` is the space's commit number at that moment.
+
+    A mount that took a lock first follows the feed up to `seq`, so that it sees all that was
+    written under the lock before.
+    """
+
+    seq: Seq
+
+
+class TestLock(Record, frozen=True):
+    """Ask which lock would stand in the way of this one (as F_GETLK)."""
+
+    space: SpaceId
+    mount: MountId
+    lock: Lock
+
+
+class Blocking(Record, frozen=True):
+    """The first conflicting lock, or None. `mount` is whose it is."""
+
+    lock: Lock | None
+    mount: MountId = MountId("")
+
+
+class DropLocks(Record, frozen=True):
+    """Drop every lock of an owner on an inode (close), or of the whole mount (`owner` None)."""
+
+    space: SpaceId
+    mount: MountId
+    owner: int | None = None
+    ino: Ino = Ino(0)
+
+
+class GetHistory(Record, frozen=True):
+    """The versions that were visible at a name, newest last."""
+
+    space: SpaceId
+    parent: Ino
+    name: bytes
+
+
+class History(Record, frozen=True):
+    """Answer of `GetHistory`; empty when the name never was."""
+
+    seq: Seq
+    versions: list[Version]
+
+
+class GetHistoryNames(Record, frozen=True):
+    """The names of a directory that have history, deleted ones too."""
+
+    space: SpaceId
+    parent: Ino
+
+
+class HistoryNames(Record, frozen=True):
+    """Answer of `GetHistoryNames`, in name order."""
+
+    seq: Seq
+    names: list[HistoryName]
+
+
+class ResolvePath(Record, frozen=True):
+    """Walk names from the root; symlinks are not followed."""
+
+    space: SpaceId
+    names: list[bytes]
+    seq: Seq = NOW
+
+
+class Resolved(Record, frozen=True):
+    """The directory of the last name, and what is there now (None: nothing)."""
+
+    seq: Seq
+    parent: Ino
+    entry: Entry | None
+
+
+class GetUsage(Record, frozen=True):
+    """Ask for the figures behind statfs."""
+
+    space: SpaceId
+
+
+class Bye(Record, frozen=True):
+    """A mount ends in order: its session and locks fall."""
+
+    space: SpaceId
+    mount: MountId
+
+
+class Done(Record, frozen=True):
+    """Nothing more to say."""
