@@ -143,7 +143,7 @@ def restore(batch: Batch, op: wire.Restore) -> wire.Result:
     else:
         batch.check_fresh(op.ino)
         batch.check_quota(source.size)
-        inode = _copy(batch, op, source.ino, source.seq)
+        inode = _copy(batch, op, source.ino)
         batch.add(inode)
         batch.open_entry(slot, inode)
         batch.touch(parent, op.time_ns)
@@ -239,9 +239,9 @@ def _hidden(batch: Batch, op: wire.Write, inode: Inode, pieces: PieceMap[BlockId
     return hidden
 
 
-def _copy(batch: Batch, op: wire.Restore, ino: int, seq: int) -> Inode:
-    """Return a new, empty inode with the mode and owner that another had at a moment."""
-    row = history.inode_at(batch.cx, batch.space, ino, seq)
+def _copy(batch: Batch, op: wire.Restore, ino: int) -> Inode:
+    """Return a new, empty inode with the mode and owner that another has, or had at its end."""
+    row = history.last_inode(batch.cx, batch.space, ino)
     mode, _, uid, gid = row[:4]
     values = (mode, 1, uid, gid, 0, op.time_ns, op.time_ns, op.time_ns, op.time_ns,
               0, 0, 0, 0, b"", 0)  # fmt: skip

@@ -46,9 +46,8 @@ _NAMES: Final = (
     " FROM entry e LEFT JOIN commit_log c ON c.space_id = e.space_id AND c.seq = e.died"
     " WHERE e.space_id = ? AND e.parent = ? ORDER BY e.name, e.born"
 )
-_INODE_AT: Final = (
-    f"SELECT {INODE_COLUMNS} FROM inode WHERE space_id = ? AND ino = ? AND born <= ?"
-    " AND (died IS NULL OR died > ?)"
+_LAST_INODE: Final = (
+    f"SELECT {INODE_COLUMNS} FROM inode WHERE space_id = ? AND ino = ? ORDER BY born DESC LIMIT 1"
 )
 
 
@@ -140,9 +139,9 @@ def names(cx: Cx, ask: wire.GetHistoryNames) -> list[HistoryName]:
     return listed
 
 
-def inode_at(cx: Cx, space: int, ino: int, seq: int) -> Row:
-    """Return the columns of an inode's row at a moment; NOT_FOUND."""
-    row = cx.one(_INODE_AT, space, ino, seq, seq)
+def last_inode(cx: Cx, space: int, ino: int) -> Row:
+    """Return the columns of an inode's row as it is, or was when it ended; NOT_FOUND."""
+    row = cx.one(_LAST_INODE, space, ino)
     if row is None:
-        raise EverfoldError(Kind.NOT_FOUND, "no such inode at that time", str(ino))
+        raise EverfoldError(Kind.NOT_FOUND, "no such inode", str(ino))
     return row
