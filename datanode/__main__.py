@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -18,9 +20,9 @@ from datanode.commands import Commands
 from datanode.copying import Copier
 from datanode.node import Identity, Node
 from datanode.scrub import Scrub
-from everfold import log
+from everfold import config, log
 from everfold.clock import SystemClock
-from everfold.errors import EverfoldError
+from everfold.errors import EverfoldError, Kind
 from everfold.files import Files
 from everfold.http import HttpTransport
 from everfold.model import NodeId
@@ -28,7 +30,11 @@ from everfold.model import NodeId
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="everfold-datanode", description="Keep blocks for an Everfold cluster."
+        prog="everfold-datanode",
+        description="Keep blocks for an Everfold cluster.",
+        epilog="example: everfold-datanode --id dn1 --root /srv/dn1 --nameserver http://ns:5000\n"
+        "exit status: 0 stopped in order, 2 bad configuration, 1 anything else",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--id", required=True, help="this node's name in the cluster: dn1")
     parser.add_argument("--root", required=True, type=Path, help="folder of the blocks")
@@ -44,26 +50,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ready-file", type=Path)
     parser.add_argument("--log-file", type=Path)
     parser.add_argument("--log-level", default="INFO")
+    config.add_flags(parser, "cluster_secret")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run until SIGTERM; 0 after an orderly end, 1 when it could not start."""
+    """Run until SIGTERM or SIGINT; return the exit status."""
     args = _parser().parse_args(argv)
     log.set_up(args.log_level, args.log_file)
-    secret = os.environ.get("CLUSTER_SECRET", "")
-    if not secret:
-        print("everfold-datanode: CLUSTER_SECRET is not set", file=sys.stderr)
-        return 1
     try:
-        _run(args, secret)
+        secret = config.from_args(args, os.environ).cluster_secret
+        if not secret:
+            raise EverfoldError(Kind.INVALID, "is not set", "CLUSTER_SECRET")
+        nameserver = HttpTransport(args.nameserver)
+    except EverfoldError as err:
+        print(f"everfold-datanode: {err}", file=sys.stderr)
+        return 2
+    try:
+        _run(args, secret, nameserver)
     except (EverfoldError, OSError) as err:
         print(f"everfold-datanode: {err}", file=sys.stderr)
         return 1
     return 0
 
 
-def _run(args: argparse.Namespace, secret: str) -> None:
+def _run(args: argparse.Namespace, secret: str, nameserver: HttpTransport) -> None:
     _raise_file_limit()
     clock = SystemClock()
     listener = server.listen(args.host, args.port)
@@ -77,12 +88,13 @@ def _run(args: argparse.Namespace, secret: str) -> None:
         copier = Copier(node)
         commands = Commands(node, copier)
         stack.callback(commands.close)
-        beat = Beat(node, commands, HttpTransport(args.nameserver), secret, clock)
+        beat = Beat(node, commands, nameserver, secret, clock)
         stack.callback(beat.close)
         scrub = Scrub(node, args.scrub_rate, args.scrub_pause)
         stack.callback(scrub.close)
 
         def ready() -> None:
+            faulthandler.register(signal.SIGUSR1, all_threads=True)
             beat.start()
             scrub.start()
             if args.ready_file:

@@ -76,8 +76,8 @@ class Beat(threading.Thread):
     def beat(self) -> bool:
         """Send one beat and obey its answer; tell whether there was one."""
         new_request_id()
-        beat, news = self._node.heartbeat(self._boot)
         try:
+            beat, news = self._node.heartbeat(self._boot)
             reply = self._send(beat)
             self._node.set_state(reply.state)
         except EverfoldError as err:

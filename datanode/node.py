@@ -65,7 +65,7 @@ class Node:
         self._lock_fd = _only_process(root, lock_wait_s)
         self._facts = root / "node.json"
         try:
-            self.state = self._read_facts()
+            self.state = self._written = self._read_facts()
             self.store = LocalStore(root, self._files, floor, on_bad=self._on_bad)
             self.ledger.load(self.store.blocks())
         except BaseException:
@@ -213,11 +213,11 @@ class Node:
 
     def set_state(self, state: NodeState) -> None:
         """Obey what the nameserver says of this node; survives a restart."""
-        if state is self.state:
-            return
-        log.warning("state is %s now, was %s", state.value, self.state.value)
-        self._write_facts(state)
-        self.state = state
+        if state is not self.state:
+            log.warning("state is %s now, was %s", state.value, self.state.value)
+        self.state = state  # obeyed at once, also when it cannot be written down yet
+        if state is not self._written:
+            self._write_facts(state)
 
     def heartbeat(self, boot: str) -> tuple[wire.Heartbeat, News]:
         """Return the beat of this moment, and what to confirm when it was answered."""
@@ -282,6 +282,7 @@ class Node:
         with translated(str(self._facts)):
             self._files.make_folder("node.mkdir", temp)
             self._files.keep("node.facts", self._facts, [json.dumps(facts).encode()], temp)
+        self._written = state
 
 
 def _flaw(block: BlockId, data: memoryview) -> Kind | None:

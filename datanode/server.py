@@ -7,6 +7,7 @@ process is enough: hashing and all I/O release the interpreter lock.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -21,6 +22,7 @@ from gunicorn.workers import gthread
 STALLED_S = 30  # a connection that moves no byte for so long in a request is given up
 _THREADS = 32
 _STAY_MS = 2
+_GRACE_S = 3
 
 
 class _Application(BaseApplication):  # type: ignore[misc]
@@ -60,6 +62,12 @@ class WholeBody(LengthReader):  # type: ignore[misc]
 
 
 class _Worker(gthread.ThreadWorker):  # type: ignore[misc]
+    """gunicorn's worker on its own, with deadlines on every connection."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._busy: set[Any] = set()  # connections that a thread works for; one owner each
+
     def is_parent_alive(self) -> bool:
         """There is no arbiter to outlive."""
         return True
@@ -72,10 +80,20 @@ class _Worker(gthread.ThreadWorker):  # type: ignore[misc]
 
         Handing it to the poller and getting it back costs two thread switches a request.
         """
-        keep = super().handle(conn)
-        while keep is True and self.alive and _has_more(conn.sock):
+        self._busy.add(conn)
+        try:
             keep = super().handle(conn)
-        return keep
+            while keep is True and self.alive and _has_more(conn.sock):
+                keep = super().handle(conn)
+            return keep
+        finally:
+            self._busy.discard(conn)
+
+    def hang_up(self) -> None:
+        """End what is still being answered, so that no stalled client delays the end."""
+        for conn in list(self._busy):
+            with contextlib.suppress(OSError):
+                conn.sock.shutdown(socket.SHUT_RDWR)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         conn.sock.settimeout(STALLED_S)
@@ -122,7 +140,7 @@ def serve(
         "worker_class": "gthread",
         "worker_connections": 1000,
         "keepalive": 75,
-        "graceful_timeout": 5,
+        "graceful_timeout": _GRACE_S,
         "sendfile": True,
         "post_worker_init": lambda worker: on_ready(),
     }
@@ -131,3 +149,4 @@ def serve(
     log = config.logger_class(config)
     worker = _Worker(0, os.getppid(), [listener], application, 0, config, log)
     worker.init_process()
+    worker.hang_up()

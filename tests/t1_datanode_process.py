@@ -55,6 +55,18 @@ class TestEnds:
         assert time.monotonic() - started < 3
         assert (node.root / "packs" / "index.complete").exists()
 
+    def test_a_stalled_client_delays_the_end_by_the_grace_and_no_more(
+        self, node: nodes.RealNode
+    ) -> None:
+        with connect(node) as sock:
+            sock.sendall(request("PUT", f"/v1/blocks/{block_of(9)[0].hex()}", 9) + b"only")
+            node.client().put(*block_of(100))
+            started = time.monotonic()
+
+            assert node.stop() == 0
+
+            assert time.monotonic() - started < 6
+
     def test_what_was_acknowledged_before_a_kill_is_there_after_it(
         self, node: nodes.RealNode
     ) -> None:
@@ -129,15 +141,15 @@ class TestEnds:
 
         done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=20)
 
-        assert done.returncode == 1
-        assert done.stderr == "everfold-datanode: CLUSTER_SECRET is not set\n"
+        assert done.returncode == 2
+        assert done.stderr == "everfold-datanode: CLUSTER_SECRET: is not set\n"
 
     def test_a_folder_of_another_node_is_refused_without_a_traceback(self, tmp_path: Path) -> None:
         with nodes.running(tmp_path) as node:
             node.stop()
             line = [sys.executable, "-m", "datanode", "--id", "dn2", "--root", str(node.root),
                     "--nameserver", "http://127.0.0.1:9"]  # fmt: skip
-            env = {**os.environ, "PYTHONPATH": str(nodes.ROOT), "CLUSTER_SECRET": "x"}
+            env = {**os.environ, "PYTHONPATH": str(nodes.ROOT), "CLUSTER_SECRET": "x" * 40}
 
             done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=20)
 

@@ -108,6 +108,19 @@ def test_what_was_acknowledged_survives_power_cuts(disk: Disk) -> None:
     disk.mount()
 
 
+@pytest.mark.parametrize("size", [4096, SMALL_BLOCK * 4], ids=["packed", "file"])
+def test_the_very_last_block_survives_and_so_does_its_name(disk: Disk, size: int) -> None:
+    node = start(disk)
+    for _ in range(3):
+        block, data = random_block(size)
+        node.put(HOME, block, data)
+
+        node = after_power_cut(disk, node)
+
+        assert all_there(node, {block: data})
+    node.close()
+
+
 def test_a_cut_in_the_middle_of_compaction_loses_nothing(disk: Disk) -> None:
     node = start(disk)
     pairs = [random_block(20_000) for _ in range(3600)]  # more than one pack

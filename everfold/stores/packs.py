@@ -40,8 +40,11 @@ class PackStore:
         self._folder = folder
         self._files = files or Files()
         self._pack_size = pack_size
-        self._lock = threading.Lock()  # guards _packs, _active, appends and index changes
+        self._lock = (
+            threading.Lock()
+        )  # guards _packs, _active, _is_closed, appends and index changes
         self._packs: dict[int, PackFile] = {}
+        self._is_closed = False
         with translated(str(folder)):
             self._files.make_folder("pack.mkdir", folder)
             self._index = PackIndex(folder, self._files)
@@ -92,13 +95,16 @@ class PackStore:
             for pack in self._packs.values():
                 if not pack.is_poisoned:
                     pack.sync(pack.size)
+            self._is_closed = True
             self._index.close({number: pack.size for number, pack in self._packs.items()})
             self._packs.clear()
 
     def abandon(self) -> None:
         """Let go without any tidying, as a crash would."""
-        self._index.abandon()
-        self._packs.clear()
+        with self._lock:
+            self._is_closed = True
+            self._index.abandon()
+            self._packs.clear()
 
     # ------------------------------------------------------------ the block store
 
@@ -190,6 +196,8 @@ class PackStore:
 
     def _writable(self) -> PackFile:
         """Return the pack that is being filled; start another when it is full or poisoned."""
+        if self._is_closed:
+            raise EverfoldError(Kind.UNAVAILABLE, "the store is closed", str(self._folder))
         pack = self._packs.get(self._active)
         if pack is None or pack.is_poisoned or pack.size >= self._pack_size:
             number = max(self._packs, default=0) + 1
