@@ -86,7 +86,8 @@ def generated() -> str:
         lines.append(f"- {words.__name__}: " + ", ".join(f"`{each.value}`" for each in words))
     lines += ["", "## Failures", "", "| kind | HTTP | errno | try again |", "|---|---|---|---|"]
     lines += [
-        f"| `{kind.value}` | {kind.http_status} | {kind.errno} | {'yes' if kind.may_retry else 'no'} |"
+        f"| `{kind.value}` | {kind.http_status} | {kind.errno} | "
+        f"{'yes' if kind.may_retry else 'no'} |"
         for kind in Kind
     ]
     return "\n".join(lines) + "\n"
