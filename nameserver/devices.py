@@ -55,12 +55,16 @@ class Devices:
         return found
 
     def at_login(self, user: UserId, device: str, name: str, kind: str) -> Device:
-        """Return the device that logs in; one whose id cannot be used gets a fresh one.
+        """Return the device that logs in (audited); one whose id cannot be used gets a fresh one.
 
         A revoked id never comes back: tokens that were stolen with it would live again.
         """
         found = self._take(user, device, name, kind, is_lenient=True)
-        return found or self.register(user, "", name, kind)
+        found = found or self.register(user, "", name, kind)
+        with self._db.write() as cx:
+            row = cx.one("SELECT name FROM account WHERE id = ?", user)
+            note(cx, self._clock.time_ns(), row[0] if row else "", "login", found.id, found.name)
+        return found
 
     def _take(
         self, user: UserId, device: str, name: str, kind: str, is_lenient: bool

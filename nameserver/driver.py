@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 
-from everfold.errors import EverfoldError, Kind
+from everfold.errors import EverfoldError
 from everfold.model import NodeState
 from everfold.services import Clock
 from nameserver import gc, tasks
@@ -69,13 +69,15 @@ class Driver:
             self._thread = None
 
     def _run(self) -> None:
+        failures = 0
         while not self._stop.wait(_TICK_S):
             try:
                 self.tick()
+                failures = 0
             except EverfoldError as err:
-                # the next tick tries again; only what cannot pass by itself is worth a trace
-                trace = err if err.kind is Kind.INTERNAL else None
-                _log.warning("looking after the cluster: %s", err, exc_info=trace)
+                failures += 1  # the next tick tries again
+                if failures in (1, 10) or failures % 400 == 0:
+                    _log.warning("cannot look after the cluster (%d times): %s", failures, err)
             except Exception:  # noqa: BLE001  # a defect must not end the watch; it is logged
                 _log.exception("looking after the cluster failed")
         try:

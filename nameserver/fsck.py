@@ -132,6 +132,11 @@ class Fsck:
         self._clock = clock
         self._policy = policy
         self._nodes = nodes
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Let whoever waits for the nodes' answers go on without them."""
+        self._stopped.set()
 
     def run(self, deadline_s: float = 60.0) -> Json:
         """Return ``{"errors": [...], "warnings": [...], counts…}``; sound when errors is empty.
@@ -164,10 +169,8 @@ class Fsck:
             for node in asked:
                 tasks.list_prefixes(cx, node, range(256), self._clock.time_ns())
         ends = self._clock.monotonic() + deadline_s
-        pause = threading.Event()
         silent = self._still_listing(asked)
-        while silent and self._clock.monotonic() < ends:
-            pause.wait(_PAUSE_S)
+        while silent and self._clock.monotonic() < ends and not self._stopped.wait(_PAUSE_S):
             silent = self._still_listing(silent)
         return [
             {"kind": "no_answer", "message": "the node did not tell what it has", "subject": node}

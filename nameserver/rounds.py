@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from everfold.model import BlockId, NodeId, NodeState, SpaceId
 from everfold.services import Clock
 from nameserver import repair, tasks
+from nameserver.blocks import select_in
 from nameserver.db import Cx, Database
 from nameserver.nodes import LIVE, Member, NodeBook
 from nameserver.policy import Policy
@@ -18,6 +19,9 @@ from nameserver.repair import BlockView, Decision, NodeView
 
 _ROUND = 4000  # blocks looked at in one round
 _THIN = 500  # blocks thinned out in one transaction
+
+_HELD = "SELECT block, node, is_bad FROM replica WHERE space_id = ? AND block IN ({})"
+_COMING = "SELECT block, node FROM task WHERE kind = 'copy' AND space_id = ? AND block IN ({})"
 
 Found = tuple[SpaceId, BlockId, int, int]  # space, block, size, wanted
 
@@ -93,21 +97,27 @@ class Rounds:
         )
 
     def _endangered(self, cx: Cx, views: dict[NodeId, NodeView], now_ns: int) -> list[Found]:
-        """Return the blocks with too few copies that count, those with the fewest first."""
+        """Return the blocks with too few copies that count and one to read, the fewest first.
+
+        Those that nobody can give are left out: they must not stand in the way of others.
+        """
         counting = [view.id for view in views.values() if view.counts] or [NodeId("")]
-        marks = ",".join("?" * len(counting))
+        reading = [view.id for view in views.values() if view.reads] or [NodeId("")]
+        counts = f"sum(CASE WHEN r.node IN ({_marks(counting)}) THEN 1 ELSE 0 END)"
+        reads = f"sum(CASE WHEN r.node IN ({_marks(reading)}) THEN 1 ELSE 0 END)"
+        wanted = "coalesce(nullif(s.replicas, 0), ?)"
         rows = cx.all(
-            "SELECT b.space_id, b.block, b.size, coalesce(nullif(s.replicas, 0), ?),"
-            " count(r.node) FROM block b LEFT JOIN space s ON s.id = b.space_id"
-            " LEFT JOIN replica r ON r.space_id = b.space_id AND r.block = b.block"
-            f" AND r.is_bad = 0 AND r.node IN ({marks}) WHERE b.kept_ns < ?"
+            f"SELECT b.space_id, b.block, b.size, {wanted} FROM replica r"
+            " JOIN block b ON b.space_id = r.space_id AND b.block = r.block"
+            " LEFT JOIN space s ON s.id = b.space_id WHERE r.is_bad = 0 AND b.kept_ns < ?"
             " GROUP BY b.space_id, b.block, b.size, s.replicas"
-            " HAVING count(r.node) < coalesce(nullif(s.replicas, 0), ?)"
-            " ORDER BY count(r.node) LIMIT ?",
+            f" HAVING {counts} < {wanted} AND {reads} > 0 ORDER BY {reads} LIMIT ?",
             self._policy.replicas,
-            *counting,
             now_ns - int(self._policy.settle_s * 1e9),
+            *counting,
             self._policy.replicas,
+            *reading,
+            *reading,
             _ROUND,
         )
         return [(SpaceId(r[0]), BlockId(r[1]), r[2], r[3]) for r in rows]
@@ -147,26 +157,30 @@ class Rounds:
         return [(SpaceId(r[0]), BlockId(r[1]), r[2], r[3]) for r in rows]
 
     def _blocks(self, cx: Cx, found: Sequence[Found]) -> list[BlockView]:
-        views: dict[tuple[SpaceId, BlockId], BlockView] = {}
+        by_space: dict[SpaceId, dict[BlockId, tuple[int, int]]] = {}
         for space, block, size, wanted in found:
-            if (space, block) in views:
-                continue
-            held = cx.all(
-                "SELECT node, is_bad FROM replica WHERE space_id = ? AND block = ?", space, block
-            )
-            coming = cx.all(
-                "SELECT node FROM task WHERE space_id = ? AND block = ? AND kind = 'copy'",
-                space,
-                block,
-            )
-            views[space, block] = BlockView(
-                space, block, size, wanted, dict(held), frozenset(row[0] for row in coming)
-            )
-        return list(views.values())
+            by_space.setdefault(space, {})[block] = (size, wanted)
+        views = []
+        for space, blocks in by_space.items():
+            held: dict[BlockId, dict[NodeId, int]] = {block: {} for block in blocks}
+            coming: dict[BlockId, set[NodeId]] = {block: set() for block in blocks}
+            for block, node, is_bad in select_in(cx, _HELD, (space,), blocks):
+                held[block][node] = is_bad
+            for block, node in select_in(cx, _COMING, (space,), blocks):
+                coming[block].add(node)
+            views += [
+                BlockView(space, block, size, wanted, held[block], frozenset(coming[block]))
+                for block, (size, wanted) in blocks.items()
+            ]
+        return views
 
     def _is_listing(self, cx: Cx) -> bool:
         """Tell whether a node is still telling what it has: until then nothing is too much."""
         return cx.one("SELECT 1 FROM task WHERE kind = 'list' LIMIT 1") is not None
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ",".join("?" * len(values))
 
 
 def _forget(cx: Cx, decision: Decision) -> None:

@@ -140,6 +140,7 @@ class Service:
             cx.one("SELECT 1 FROM meta LIMIT 1")
 
     def stop(self) -> None:
-        """Stop what runs by itself, and let parked polls go."""
-        self.driver.stop()
+        """Let parked requests go, and stop what runs by itself."""
+        self.fsck.stop()
         self.bell.stop()
+        self.driver.stop()
