@@ -1,4 +1,5 @@
-# One image for every role: `everfold-nameserver`, `everfold-datanode`, or `everfold up`.
+# One image for every role: `everfold-nameserver`, `everfold-datanode`, or (to try it) `everfold up`,
+# whose datanodes listen inside the container only: mount there too, or use --network host.
 # A mount inside a container needs --device /dev/fuse --cap-add SYS_ADMIN.
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src

@@ -268,6 +268,19 @@ def test_ending_up_leaves_no_mount_and_all_that_was_written_comes_back(tmp_path)
         assert (mnt / "kept").read_text() == "kept"
 
 
+def test_the_embedded_folder_can_be_unmounted_and_stays_so(tmp_path):
+    mnt = tmp_path / "mnt"
+    with running(tmp_path, "--mount", str(mnt)) as cluster:
+        (mnt / "kept").write_text("kept")
+
+        done = cluster.tool("umount", str(mnt))
+
+        assert done.returncode == 0, done.stderr
+        machine.wait_until(lambda: "mount ended, as it was asked" in cluster.said(), 20, "said")
+        assert not os.path.ismount(mnt)
+        assert cluster.stop() == 0
+
+
 def test_a_killed_supervisor_leaves_no_mount_and_no_process(tmp_path):
     mnt = tmp_path / "mnt"
     with running(tmp_path, "--mount", str(mnt)) as cluster:

@@ -51,7 +51,7 @@ def add(verbs: command.Verbs) -> None:
         "brings everything back.",
         example="everfold up --data ./.everfold --mount ./Everfold",
     )
-    parser.add_argument("--data", metavar="DIR", required=True)
+    parser.add_argument("--data", metavar="DIR", help="(STORAGE_PATH)")
     parser.add_argument("--port", type=int, metavar="N", help="default 5000; 0: any free one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--mount", metavar="DIR", help="mount the admin's space there")
@@ -65,7 +65,10 @@ def run(args: argparse.Namespace) -> int:
     if args.port is not None and not 0 <= args.port <= 65535:
         raise EverfoldError(Kind.INVALID, "a port is a number from 0 to 65535", "--port")
     settings = config.from_args(args, os.environ)
-    embedded = Embedded(Path(args.data))
+    data = args.data or settings.storage_path
+    if not data:
+        raise EverfoldError(Kind.INVALID, "say where the data are to lie", "--data")
+    embedded = Embedded(Path(data))
     with embedded.locked() as lock, Supervisor(command.say, lock) as supervisor:
         Cluster(embedded, supervisor, settings, args).run()
     return command.DONE
