@@ -44,10 +44,13 @@ class Cx:
         count: int = self._cursor.rowcount
         return count
 
-    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Execute a statement once for each row of values."""
-        if rows:
-            self._cursor.executemany(_marks(sql) if self.is_postgres else sql, rows)
+    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+        """Execute a statement once for each row of values; return how many rows it touched."""
+        if not rows:
+            return 0
+        self._cursor.executemany(_marks(sql) if self.is_postgres else sql, rows)
+        count: int = self._cursor.rowcount
+        return count
 
     def all(self, sql: str, *values: Any) -> list[Row]:
         """Return all rows of a query."""

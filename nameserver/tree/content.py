@@ -107,6 +107,7 @@ def replace(
     inode.content = batch.seq
     if current is not None and not current.is_sealed and current.mount == batch.mount:
         _renew(batch, inode, current, is_sealed)
+        batch.pending.dirty_version(inode.ino, current)
     else:
         if current is not None:
             batch.seal(inode, current)
@@ -165,12 +166,11 @@ def _version(batch: Batch, inode: Inode, k: int, base: int, is_sealed: bool) -> 
 
 
 def _renew(batch: Batch, inode: Inode, version: VersionRow, is_sealed: bool) -> None:
-    """Let the open version be the bytes of this commit."""
+    """Let an open version be the bytes that `inode` has as of this commit."""
     version.author, version.device = batch.author
     version.seq, version.at_ns = batch.seq, batch.at_ns
     version.size, version.mode = inode.size, inode.mode
     version.is_sealed = int(is_sealed)
-    batch.pending.dirty_version(inode.ino, version)
 
 
 def _tell(batch: Batch, inode: Inode, patch: Patch) -> None:

@@ -165,8 +165,8 @@ class Pending:
         self._flush_inodes()
         self._flush_entries()
         self._flush_versions()
-        self._run(_EXTENT_DELETE)
-        self._run(_EXTENT_CLOSE)
+        self._run_exactly(_EXTENT_DELETE)
+        self._run_exactly(_EXTENT_CLOSE)
         self._cx.many(_EXTENT_INSERT, self._fresh_extents)
         self._fresh_extents.clear()
         self._extent_inos.clear()
@@ -176,15 +176,19 @@ class Pending:
         self._run(_LOG_INSERT)
 
     def _run(self, statement: str) -> None:
-        rows = self._rows.pop(statement, None)
-        if rows:
-            self._cx.many(statement, rows)
+        self._cx.many(statement, self._rows.pop(statement, []))
+
+    def _run_exactly(self, statement: str, rows: list[Row] | None = None) -> None:
+        """Change one row for each of `rows`; anything else would be a defect, and is undone."""
+        asked = self._rows.pop(statement, []) if rows is None else rows
+        if self._cx.many(statement, asked) != len(asked):
+            raise RuntimeError(f"rows are not as they were read: {statement}")
 
     def _flush_inodes(self) -> None:
-        self._run(_INODE_UPDATE)
-        self._run(_INODE_DELETE)
-        self._run(_INODE_CLOSE)
-        self._cx.many(
+        self._run_exactly(_INODE_UPDATE)
+        self._run_exactly(_INODE_DELETE)
+        self._run_exactly(_INODE_CLOSE)
+        self._run_exactly(
             _INODE_UPDATE,
             [(*i.values(), self._space, i.ino, i.born) for i in self._dirty_inodes.values()],
         )
@@ -200,8 +204,8 @@ class Pending:
         self._fresh_inodes.clear()
 
     def _flush_entries(self) -> None:
-        self._run(_ENTRY_DELETE)
-        self._run(_ENTRY_CLOSE)
+        self._run_exactly(_ENTRY_DELETE)
+        self._run_exactly(_ENTRY_CLOSE)
         fresh = [(slot, entry) for slot, entry in self._fresh_entries if not entry.is_dropped]
         self._cx.many(
             _ENTRY_INSERT,
@@ -215,7 +219,7 @@ class Pending:
         self._fresh_entries.clear()
 
     def _flush_versions(self) -> None:
-        self._cx.many(
+        self._run_exactly(
             _VERSION_UPDATE,
             [(*v.values(), self._space, ino, v.k) for ino, v in self._dirty_versions],
         )
