@@ -6,6 +6,7 @@ embedded folder out. One device stands for it; revoking that is undone by a fres
 
 from __future__ import annotations
 
+import platform
 from typing import NamedTuple
 
 from everfold.clock import SystemClock
@@ -17,7 +18,7 @@ from nameserver.policy import Policy
 from nameserver.secretfile import Secrets
 from nameserver.service import Service
 
-DEVICE_NAME = "embedded mount"
+DEVICE_KIND = "everfold up"
 
 
 class Minted(NamedTuple):
@@ -37,7 +38,7 @@ def mint(database_url: str, keys: Secrets, username: str, device: str) -> Minted
         chosen = next((u for u in admins if u.name == username), admins[0] if admins else None)
         if chosen is None:
             raise EverfoldError(Kind.NOT_FOUND, "no admin is left who may log in", database_url)
-        found = service.devices.at_login(chosen.id, device, DEVICE_NAME, "everfold up")
+        found = service.devices.at_login(chosen.id, device, platform.node(), DEVICE_KIND)
         return Minted(service.gate.admit(chosen, found), chosen.name, found.id)
     finally:
         db.close()

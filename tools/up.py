@@ -311,7 +311,9 @@ class Cluster:
         print(f"  server  {self._url}")
         if self._mount:
             print(f"  folder  {self._mount}")
-        if "password" in self._admin:
+        if self._settings.admin_password:
+            print(f"  admin   {name}, with the password of EVERFOLD_ADMIN_PASSWORD if it is new")
+        elif "password" in self._admin:
             print(f"  admin   {name}, password {self._admin['password']} (shown this once)")
         else:
             print(f"  admin   {name}")
