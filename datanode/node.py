@@ -72,7 +72,8 @@ class Node:
             os.close(self._lock_fd)
             raise
         count, size = self.ledger.totals()
-        log.info("%s holds %d blocks, %d bytes, state %s", identity.id, count, size, self.state)
+        state = self.state.value
+        log.info("%s holds %d blocks, %d bytes, state %s", identity.id, count, size, state)
 
     def close(self) -> None:
         """End in order."""

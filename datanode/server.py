@@ -85,7 +85,8 @@ class _Worker(gthread.ThreadWorker):  # type: ignore[misc]
             keep = super().handle(conn)
             while keep is True and self.alive and _has_more(conn.sock):
                 keep = super().handle(conn)
-            return keep
+            # A node that ends does not wait for a connection's next request.
+            return self.alive if keep is True else keep
         finally:
             self._busy.discard(conn)
 

@@ -194,6 +194,14 @@ class TestServer:
 
             assert b" 413 " in sock.recv(65536)
 
+    def test_a_client_may_think_before_its_first_request(self, node: nodes.RealNode) -> None:
+        with connect(node) as sock:
+            sock.settimeout(6)
+            with pytest.raises(TimeoutError):
+                sock.recv(1)  # gunicorn parks it after 5 s, and must not hang up
+            sock.sendall(request("HEAD", f"/v1/blocks/{block_of(1)[0].hex()}", 0))
+            assert b" 404 " in sock.recv(65536)
+
     def test_chunked_bodies_are_refused(self, node: nodes.RealNode) -> None:
         head = request("PUT", f"/v1/blocks/{block_of(3)[0].hex()}", 0, "Transfer-Encoding: chunked")
         head = head.replace(b"Content-Length: 0\r\n", b"")
