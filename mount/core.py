@@ -65,6 +65,7 @@ class Policy:
     quiet_s: float = 5.0  # an open file without writes for so long has made a version
     backlog_max: int = 512 * 1024 * 1024  # staged bytes past which writers wait
     freshness_s: float = 2.0  # silence of the feed after which nothing is cached by the kernel
+    poll_s: float = 1.0  # a quiet feed answers this often, which shows that it lives
 
 
 class Core:

@@ -19,7 +19,6 @@ from mount.core import Core
 from mount.tree import ABSENT
 
 log = logging.getLogger(__name__)
-POLL_S = 1.0  # a quiet feed answers this often, which shows that it lives
 _PAUSE_S = 0.2
 
 
@@ -40,13 +39,13 @@ class FeedFollower:
     def close(self) -> None:
         """Stop; the poll under way ends by itself."""
         self._ending.set()
-        self._thread.join(timeout=POLL_S + 6)
+        self._thread.join(timeout=self._core.policy.poll_s + 6)
 
     def _run(self) -> None:
         while not self._ending.is_set():
             new_request_id()
             try:
-                self.poll_once(POLL_S)
+                self.poll_once(self._core.policy.poll_s)
             except EverfoldError as err:
                 if not self._is_away:
                     log.warning("the feed is silent: %s", err)
