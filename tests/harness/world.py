@@ -25,8 +25,10 @@ from mount.filesystem import Caller
 from nameserver.db import Database
 from nameserver.gate import Identity
 from nameserver.policy import Policy
+from nameserver.rounds import Rounds
 from nameserver.secretfile import Secrets
 from nameserver.service import Service
+from tests.harness.line import Line
 
 ME = Caller(uid=1000, gid=1000, pid=1, umask=0o022)
 NEVER_S = 1e6
@@ -42,6 +44,7 @@ class MemoryNode:
         self.is_down = False
         self.is_lying = False
         self.space = SpaceId(1)
+        self.lists: list[wire.PrefixList] = []  # that it was asked for, for the next beat
 
     def _check_up(self) -> None:
         if self.is_down:
@@ -80,19 +83,24 @@ class World:
         self.folder = folder
         clock = SystemClock()
         self.db = Database(database or f"sqlite:///{folder}/nameserver.db")
-        policy = Policy(suspect_s=NEVER_S, down_s=NEVER_S, bcrypt_rounds=4, gc_grace_s=NEVER_S)
+        policy = Policy(
+            suspect_s=NEVER_S, down_s=NEVER_S, bcrypt_rounds=4, gc_grace_s=NEVER_S, settle_s=0.0
+        )
         self.service = Service(self.db, clock, policy, Secrets("s" * 32, "j" * 32, "c" * 32))
         user = self.service.accounts.create("ann", "a long enough password")
         self.identity = Identity(user.id, user.name, user.role, DeviceId("d"), "laptop")
         self.nodes = {f"dn{k}": MemoryNode(f"dn{k}") for k in range(1, nodes + 1)}
+        self.lines: dict[str, Line] = {}  # of each mount, by name
         self._clients: list[Client] = []
+        self._rounds = Rounds(self.db, clock, policy, self.service.nodes)
         for node in self.nodes.values():
             self.beat(node)
 
-    def beat(self, node: MemoryNode) -> None:
-        """Let a node say that it lives."""
+    def beat(self, node: MemoryNode) -> int:
+        """Let a node say that it lives and what it has, and obey; return how many orders it got."""
         held = list(node.store.blocks())
-        self.service.beats.beat(
+        lists, node.lists = node.lists, []
+        reply = self.service.beats.beat(
             wire.Heartbeat(
                 node=node.id,
                 url=f"http://{node.id}.test",
@@ -103,20 +111,62 @@ class World:
                 free=1 << 40,
                 blocks=len(held),
                 added=held,
+                lists=lists,
             )
         )
+        for command in reply.commands:
+            self._obey(node, command)
+        return len(reply.commands)
+
+    def _obey(self, node: MemoryNode, command: wire.Command) -> None:
+        if isinstance(command, wire.Copy):
+            source = self.nodes[command.sources[0].removeprefix("http://").removesuffix(".test")]
+            node.store.put(
+                command.space, command.block, source.store.get(command.space, command.block)
+            )
+        elif isinstance(command, wire.Drop):
+            node.store.delete(command.space, command.block)
+        elif isinstance(command, wire.ListPrefix):
+            held = [each for each in node.store.blocks() if each.block[0] == command.prefix]
+            node.lists.append(wire.PrefixList(command.prefix, held))
+
+    def repair(self) -> None:
+        """Plan copies and let the nodes work until there is nothing left to do."""
+        while self._rounds.repair() + sum(self.beat(node) for node in self.nodes.values()):
+            continue
+
+    def fsck(self) -> list[object]:
+        """Return what the nameserver finds wrong, after asking the nodes."""
+        ended = threading.Event()
+
+        def beats() -> None:
+            while not ended.is_set():
+                for node in self.nodes.values():
+                    self.beat(node)
+                ended.wait(0.01)
+            self.db.close()  # this thread's connection
+
+        heart = threading.Thread(target=beats)
+        heart.start()
+        try:
+            errors: list[object] = self.service.fsck.run()["errors"]
+            return errors
+        finally:
+            ended.set()
+            heart.join()
 
     def mount(self, name: str = "a", policy: MountPolicy | None = None) -> Client:
         """Open a mount (no kernel); the same name again is the same cache directory."""
         settings = Settings(
             self.folder / f"mount-{name}",
             label=name,
-            policy=policy or MountPolicy(change_deadline_s=20.0),
+            policy=policy or MountPolicy(change_deadline_s=20.0, poll_s=0.1),
             memory_bytes=8 << 20,
             cache_bytes=256 << 20,
         )
         who = self.identity._replace(device_name=f"device-{name}")
-        client = Client(settings, self.service.caller(who), self._connect)
+        self.lines[name] = Line(self.service.caller(who))
+        client = Client(settings, self.lines[name], self._connect)
         self._clients.append(client)
         return client
 
