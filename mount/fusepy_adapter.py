@@ -7,7 +7,8 @@ Known limits, all of them libfuse's or the binding's:
  - Nothing can be told to the kernel, so it is told to remember nothing: names and attributes
    expire at once, pages when the file's mtime or size is seen to change. A `stat` always
    reaches Python.
- - A file that is deleted while open is kept as a hidden `.fuse_hidden…` name until it is closed.
+ - fstat of a file that was deleted while open fails once its directory is gone too.
+ - A rename over a file that is open deletes that first: the name is absent for a moment.
  - rename EXCHANGE is refused (EINVAL); NOREPLACE works. No O_TMPFILE.
  - The birth time of a file is not shown.
  - At most `fusepy_operations.WAITING_LOCKS` programs can wait for a lock, one more gets ENOLCK.
@@ -15,6 +16,7 @@ Known limits, all of them libfuse's or the binding's:
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from typing import Any
@@ -26,6 +28,8 @@ from mount.fusepy_operations import Operations
 from mount.kernel import mounting
 from mount.kernel.mounting import MountOptions
 from mount.kernel.session import OpcodeStatistics
+
+_log = logging.getLogger(__name__)
 
 THREADS = 64  # libfuse's; half of them may wait for locks
 _UTIME_NOW, _UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
@@ -150,7 +154,14 @@ class FusepyMount:
         thread.start()
         thread.join()
         self._is_running = False
-        if failures:
+        if not failures:
+            return
+        if operations.is_ready.is_set() and mounting.device_of(self.mountpoint) is None:
+            # Served until the end: when the last user of a mount that was lazily detached goes,
+            # libfuse sometimes calls that a failure of its loop.
+            _log.info("%s: libfuse ended with %s", self.mountpoint, failures[0])
+        else:
+            mounting.take_over(self.mountpoint)  # nobody will answer any more
             message = f"libfuse could not mount or serve: {failures[0]}"
             raise EverfoldError(Kind.FORBIDDEN, message, self.mountpoint) from failures[0]
 

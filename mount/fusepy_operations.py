@@ -2,7 +2,8 @@
 
 Every call walks its path by `lookup` and gives the references back at its end: nothing is
 remembered between calls that another machine's rename could make wrong. Only what is open is
-known by its handle. Errors become `OSError`s here, which is how the binding takes them.
+known by its handle, and what was deleted while open by the
+name that libfuse gave it. Errors become `OSError`s here, which is how the binding takes them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import fcntl
 import functools
 import logging
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from mount.kernel import encode
 WAITING_LOCKS = 32
 _POLL_S = 0.05  # how soon the wait for a lock sees that its program was interrupted
 _LISTING = 256
+_HIDDEN = re.compile(rb"\.fuse_hidden[0-9a-f]{16}")
 _HANDLE_KILLPRIV = 1 << 20  # libfuse's FUSE_CAP_HANDLE_KILLPRIV
 _LOCK_TYPES = {
     fcntl.F_RDLCK: LockType.READ,
@@ -93,6 +96,7 @@ class Operations:
         self._library = library
         self._waiting = threading.BoundedSemaphore(WAITING_LOCKS)
         self._inos: dict[int, Ino] = {}  # by handle of an open file
+        self._hidden: dict[bytes, Ino] = {}  # deleted while open, by libfuse's name for it
         self.is_ready = threading.Event()
         self.costs: dict[str, list[int]] = {}  # name -> count, ns, most ns; not locked
 
@@ -108,6 +112,10 @@ class Operations:
     @contextlib.contextmanager
     def _at(self, path: bytes) -> Iterator[Node]:
         """Walk to `path`; its inodes stay referenced until the block ends."""
+        hidden = self._hidden.get(path.rpartition(b"/")[2])
+        if hidden is not None:
+            yield self._fs.getattr(hidden)
+            return
         held: list[Ino] = []
         try:
             node = self._fs.getattr(ROOT)
@@ -226,7 +234,11 @@ class Operations:
     @_operation
     def unlink(self, path: str) -> None:
         with self._above(path) as (parent, name):
-            self._fs.unlink(parent, name)
+            hidden = self._hidden.pop(name, None)
+            if hidden is None:
+                self._fs.unlink(parent, name)
+            else:
+                self._fs.forget(hidden, 1)
 
     @_operation
     def rmdir(self, path: str) -> None:
@@ -238,7 +250,25 @@ class Operations:
         if flags & ~RENAME_NOREPLACE:
             raise EverfoldError(Kind.INVALID, f"rename flags {flags}", old)
         with self._above(old) as (parent, name), self._above(new) as (new_parent, new_name):
-            self._fs.rename(parent, name, new_parent, new_name, flags)
+            if not (_HIDDEN.fullmatch(new_name) and self._hide(parent, name, new_name)):
+                self._fs.rename(parent, name, new_parent, new_name, flags)
+
+    def _hide(self, parent: Ino, name: bytes, alias: bytes) -> bool:
+        # libfuse does not delete or replace a file that is open: it renames it to a name of its
+        # own and deletes that after the release, which comes late enough for a `rm -r` to find
+        # the folder not empty. So the name goes at once, and libfuse's is one of ours alone,
+        # which holds a reference; `Filesystem` keeps what is open.
+        ino = self._fs.lookup(parent, name).attr.ino
+        if ino not in list(self._inos.values()):  # a program's rename, not libfuse's
+            self._fs.forget(ino, 1)
+            return False
+        try:
+            self._fs.unlink(parent, name)
+        except BaseException:
+            self._fs.forget(ino, 1)
+            raise
+        self._hidden[alias] = ino
+        return True
 
     # ------------------------------------------------------------ files
 
