@@ -119,13 +119,12 @@ class Beats:
         )
         known: dict[Key, tuple[int, int]] = {(r[0], r[1]): (r[2], r[3] or 0) for r in rows}
         _added(cx, node, [h for key, h in held.items() if key not in known], now_ns)
-        gone = [
-            key
-            for key, (is_bad, kept_ns) in known.items()
-            if key not in held and is_bad < 2 and kept_ns < now_ns - _YOUNG_NS
-        ]
+        absent = [key for key, (is_bad, _) in known.items() if key not in held and is_bad < 2]
+        # put after the list was written, perhaps: the node is asked about each of these
+        young = [key for key in absent if known[key][1] >= now_ns - _YOUNG_NS]
+        gone = sorted(set(absent) - set(young))
         _forget(cx, node, gone)
-        doubted = [key for key, (is_bad, _) in known.items() if key in held and is_bad]
+        doubted = young + [key for key, (is_bad, _) in known.items() if key in held and is_bad]
         tasks.queue(cx, [tasks.Task(node, tasks.VERIFY, *key) for key in doubted], now_ns)
         tasks.clear_list(cx, node, told.prefix)
         if gone:

@@ -65,7 +65,7 @@ class Ledger:
         self._policy = policy
         self._nodes = nodes
         self._tokens = tokens
-        self._rng = random.Random()
+        self._rng = random.Random(random.getrandbits(64))  # tests seed the global one
 
     # ------------------------------------------------------------ for the tree
 

@@ -19,7 +19,7 @@ from nameserver.nodes import LIVE, NodeBook
 from nameserver.policy import Policy
 
 Json = dict[str, Any]
-SHOWN = 200  # errors of one kind that are told one by one
+SHOWN = 50  # errors of one kind that are told one by one
 _PAUSE_S = 0.1
 
 

@@ -11,7 +11,7 @@ from everfold.blockid import name_of
 from everfold.errors import EverfoldError, Kind
 from everfold.model import BlockId, NodeId, NodeState, SpaceId
 from everfold.tokens import Signer
-from nameserver import gc
+from nameserver import gc, rounds
 from nameserver.db import Database
 from nameserver.policy import Policy
 from tests.harness.service import KEYS, Desk, ObedientNode
@@ -397,3 +397,18 @@ def test_a_drop_that_no_node_has_got_is_called_back_by_a_plan(
 
     assert targets[0] is not None
     assert desk.holders(SPACE, block) == {"dn1", "dn2"}
+
+
+def test_blocks_that_nobody_can_give_do_not_stand_in_the_way_of_others(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "_ROUND", 5)
+    for _ in range(10):
+        desk.store(SPACE, ["dn1"])
+    desk.silent = {"dn1"}
+    desk.pass_time(6.0)
+    block = desk.store(SPACE, ["dn2"])
+
+    desk.pass_time(8.0)
+
+    assert desk.holders(SPACE, block) == {"dn2", "dn3"}
