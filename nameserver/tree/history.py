@@ -4,7 +4,9 @@ Rows of `entry` at a name are its lives, oldest first. A life shows the versions
 from k = 1 (the earlier life of a file that was moved there comes along) to the k at its end;
 number = vbase + k. An inode that comes back to a name shows its old versions again: they are
 listed once, under their first number. Of neighbours with equal bytes the first is listed. So
-each distinct content stands there once, numbers rise, and none is ever used twice.
+each distinct content stands there once, numbers rise, and none is ever used twice. Not listed
+is the emptiness of a file that had bytes when it was moved there: programs make their drafts
+so, and nobody saved it.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from nameserver.tree import extents
 from nameserver.tree.rows import INODE_COLUMNS
 
 _LIVES: Final = (
-    "SELECT e.died, e.ino, e.vbase, v.k, v.content_ino, v.seq, v.at_ns, v.size, v.mtime_ns,"
+    "SELECT e.born, e.died, e.ino, e.vbase, v.k, v.content_ino, v.seq, v.at_ns, v.size, v.mtime_ns,"
     " v.mode, v.author, v.device, v.is_sealed, v.is_conflict"
-    " FROM entry e JOIN version v ON v.space_id = e.space_id AND v.ino = e.ino"
-    " AND (e.died IS NULL OR v.k <= e.vlast - e.vbase)"
-    " WHERE e.space_id = ? AND e.parent = ? AND e.name = ? ORDER BY e.born, v.k"
+    " FROM entry e CROSS JOIN version v"  # CROSS: SQLite keeps this order
+    " WHERE e.space_id = ? AND e.parent = ? AND e.name = ?"
+    " AND v.space_id = e.space_id AND v.ino = e.ino"
+    " AND (e.died IS NULL OR v.k <= e.vlast - e.vbase) ORDER BY e.born, v.k"
 )
 _CURRENT: Final = (
     "SELECT i.ino, i.version FROM entry e INDEXED BY entry_now JOIN inode i INDEXED BY inode_now"
@@ -85,19 +88,27 @@ def _digest(cx: Cx, space: SpaceId, version: Version) -> bytes:
 
 def every(cx: Cx, space: SpaceId, parent: Ino, name: bytes) -> list[Version]:
     """Return all numbered versions of a name, without a look at their bytes."""
+    return [version for version, _ in _numbered(cx, space, parent, name)]
+
+
+def _numbered(cx: Cx, space: SpaceId, parent: Ino, name: bytes) -> list[tuple[Version, bool]]:
+    """Return the versions of a name, each with whether it was ever visible there."""
     live = cx.one(_CURRENT, space, parent, name)
-    listed: list[Version] = []
+    rows = cx.all(_LIVES, space, parent, name)
+    listed: list[tuple[Version, bool]] = []
     seen: set[tuple[int, int]] = set()
-    for row in cx.all(_LIVES, space, parent, name):
-        ino, k = row[1], row[3]
-        if (ino, k) not in seen:
-            seen.add((ino, k))
-            listed.append(_version(row, is_current=live == (ino, k)))
+    for row, after in zip(rows, [*rows[1:], None], strict=True):
+        born, _, ino, _, k = row[:5]
+        if (ino, k) in seen:
+            continue
+        seen.add((ino, k))
+        is_replaced = after is not None and after[0] == born and after[6] <= born
+        listed.append((_version(row, is_current=live == (ino, k)), not is_replaced))
     return listed
 
 
 def _version(row: Row, is_current: bool) -> Version:
-    (_, _, vbase, k, content_ino, seq, at_ns, size, mtime_ns, mode, author, device,
+    (_, _, _, vbase, k, content_ino, seq, at_ns, size, mtime_ns, mode, author, device,
      is_sealed, is_conflict) = row  # fmt: skip
     return Version(
         vbase + k, Ino(content_ino), Seq(seq), at_ns, size, mtime_ns, mode, author, device,
@@ -108,7 +119,9 @@ def _version(row: Row, is_current: bool) -> Version:
 def versions(cx: Cx, space: SpaceId, parent: Ino, name: bytes, digests: Digests) -> list[Version]:
     """Return the distinct contents that a name showed, numbers rising."""
     listed: list[Version] = []
-    for version in every(cx, space, parent, name):
+    for version, was_visible in _numbered(cx, space, parent, name):
+        if not version.size and not was_visible:
+            continue
         digest = digests.of(cx, space, version)
         if listed and listed[-1].digest == digest:
             if version.current:

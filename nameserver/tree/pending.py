@@ -41,7 +41,10 @@ _EXTENT_INSERT: Final = _insert(
 )
 _EXTENT_CLOSE: Final = f"UPDATE extent SET died = ? WHERE {_EXTENT_KEY}"
 _EXTENT_DELETE: Final = f"DELETE FROM extent WHERE {_EXTENT_KEY}"
-_EXTENTS_END: Final = "UPDATE extent SET died = ? WHERE space_id = ? AND ino = ? AND died IS NULL"
+_EXTENTS_END: Final = (
+    "UPDATE extent INDEXED BY extent_now SET died = ?"
+    " WHERE space_id = ? AND ino = ? AND died IS NULL"
+)
 _XATTRS_END: Final = "UPDATE xattr SET died = ? WHERE space_id = ? AND ino = ? AND died IS NULL"
 _XATTRS_DELETE: Final = "DELETE FROM xattr WHERE space_id = ? AND ino = ? AND born = ?"
 _LOG_INSERT: Final = _insert("commit_log", "space_id, seq", "at_ns, author, device, mount, changes")

@@ -1,0 +1,50 @@
+"""Every hot statement of the tree is answered by an index, however large the tables become."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from nameserver.db import Database
+from nameserver.tree import (
+    attributes,
+    batch,
+    commit,
+    content,
+    extents,
+    history,
+    pending,
+    reads,
+)
+
+MODULES = [attributes, batch, commit, content, extents, history, pending, reads]
+
+
+def statements(module: ModuleType) -> list[tuple[str, str]]:
+    """Return the SQL constants of a module by name."""
+    return [
+        (name, value)
+        for name, value in vars(module).items()
+        if isinstance(value, str) and re.match(r"(SELECT|UPDATE|DELETE|INSERT) ", value)
+    ]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.rpartition(".")[2])
+def test_no_statement_reads_more_of_a_table_than_it_must(
+    module: ModuleType, tmp_path: Path
+) -> None:
+    db = Database(f"{tmp_path}/everfold.db")
+    found = statements(module)
+    slow = []
+    with db.read() as cx:
+        for name, sql in found:
+            for row in cx.all(f"EXPLAIN QUERY PLAN {sql}", *[1] * sql.count("?")):
+                if row[3].startswith("SCAN") or row[3].endswith("(space_id=?)"):
+                    slow.append(f"{name}: {row[3]}")
+    db.close()
+
+    assert found
+    assert slow == []
