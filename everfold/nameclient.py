@@ -106,6 +106,10 @@ class NameClient:
         answer: wire.Resolved = self._call("resolve", ask)
         return answer
 
+    def lease(self, ask: wire.TakeLease) -> wire.Lease:
+        answer: wire.Lease = self._call("lease", ask)
+        return answer
+
     def usage(self, ask: wire.GetUsage) -> SpaceUsage:
         answer: SpaceUsage = self._call("usage", ask)
         return answer

@@ -27,6 +27,7 @@ from mount.blockcache import BlockCache
 from mount.blockio import BlockIO
 from mount.core import Core, Policy
 from mount.journal import Journal
+from mount.lease import WriteLease
 from mount.nodes import BlockClient
 from mount.records import StagedWrite, decode
 from mount.shipper import Item, Shipper
@@ -96,6 +97,7 @@ class Client:
         except BaseException:
             self._journal.close()
             raise
+        self._lease = WriteLease(self.session.space, self.mount_id, names, SystemClock())
         core = Core(
             self.session,
             names,
@@ -103,6 +105,7 @@ class Client:
             self._staging,
             self._journal,
             self._shipper,
+            self._lease,
             SystemClock(),
             settings.policy,
         )
@@ -180,6 +183,8 @@ class Client:
         if not is_drained:
             self._shipper.make_durable()
         self.vfs.close()
+        if is_drained:
+            self._lease.give_back()
         self._shipper.close()
         try:
             self._names.bye(wire.Bye(self.session.space, self.mount_id))
@@ -209,6 +214,11 @@ class Client:
             "feed": {"seq": self.core.feed_seq, "live": self.core.is_live},
             "backlog": {"records": records, "bytes": staged},
             "shipped": {"batches": self._shipper.batches, "operations": self._shipper.shipped_ops},
+            "lease": {
+                "held": bool(self._lease.held),
+                "takes": self._lease.takes,
+                "recalls": self._lease.recalls,
+            },
             "cache": self._cache.statistics()._asdict(),
             "inodes": len(self.core.tree),
             "files": len(self.core.contents),

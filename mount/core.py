@@ -2,10 +2,11 @@
 
 Reading: `attr` and `lookup` answer from memory, else (where the thread may wait) from the
 nameserver. Changing: `submit` puts a record into the journal and on its way and returns at
-once; `commit` waits for its outcome too. A change of names is applied to the tree when its
-commit is known; a change of bytes or attributes at once, and the file counts as *active*
-until its records are committed: while it is, what others changed is noted (`is_stale`) and
-looked at when the last record is through.
+once; `commit` waits for its outcome too. A change of names (`change`) is evaluated here,
+applied to the tree and answered at once while this mount holds the write lease; without it,
+it is applied when its commit is known. A change of bytes or attributes is applied at once in
+both modes, and the file counts as *active* until its records are committed: while it is, what
+others changed is noted (`is_stale`) and looked at when the last record is through.
 
 Lock order: `Core.lock` before the locks of journal, staging and shipper. It is never held
 over a call to the network. Reads of staging segments happen under it, because releasing
@@ -35,8 +36,9 @@ from mount.blockio import BlockIO
 from mount.content import Content, youngest_hole
 from mount.filesystem import Node
 from mount.journal import Journal
+from mount.lease import WriteLease
 from mount.notifier import Notifier
-from mount.records import Local, StagedWrite, encode, ino_of
+from mount.records import Local, StagedWrite, encode, ino_of, touched_by
 from mount.shipper import Item, Shipper
 from mount.staging import Staging
 from mount.tree import ABSENT, Tree
@@ -59,6 +61,8 @@ class Policy:
     is_read_only: bool = False
     uid: int | None = None  # show everything as owned by this user
     gid: int | None = None
+    leases: bool = True  # ask for the write lease; without it every change waits
+    backlog_ops: int = 20_000  # changes on their way past which those who make more wait
     change_deadline_s: float = 60.0  # how long a change may wait for its commit
     dirty_max: int = 16 * 1024 * 1024  # past this a file's dirty bytes are sent on
     dirty_age_s: float = 0.5
@@ -66,6 +70,14 @@ class Policy:
     backlog_max: int = 512 * 1024 * 1024  # staged bytes past which writers wait
     freshness_s: float = 2.0  # silence of the feed after which nothing is cached by the kernel
     poll_s: float = 1.0  # a quiet feed answers this often, which shows that it lives
+
+
+class Unknown(Exception):
+    """A change cannot be evaluated from memory; `fetch` gets what is missing, then try again."""
+
+    def __init__(self, fetch: Callable[[], object]) -> None:
+        super().__init__()
+        self.fetch = fetch
 
 
 class Core:
@@ -79,12 +91,13 @@ class Core:
         staging: Staging,
         journal: Journal,
         shipper: Shipper,
+        lease: WriteLease,
         clock: Clock,
         policy: Policy,
     ) -> None:
         self.session, self.names, self.blocks = session, names, blocks
         self.staging, self.journal, self.shipper = staging, journal, shipper
-        self.clock, self.policy = clock, policy
+        self.lease, self.clock, self.policy = lease, clock, policy
         self.space = session.space
         self.lock = threading.RLock()  # guards tree, contents, _fresh_inos, journal order
         self.tree = Tree()
@@ -93,6 +106,7 @@ class Core:
         self.xattrs: dict[Ino, dict[bytes, bytes]] = {}  # of inodes whose attributes are known
         self.feed_seq = session.seq
         self.locks_gen = 0  # the feed's counter of locks that fell
+        self.wants_lease = threading.Event()
         self.feed_moved = threading.Condition(self.lock)
         self.feed_heard = clock.monotonic()
         self._fresh_inos: tuple[Ino, Ino] = (Ino(0), Ino(0))  # [next, end)
@@ -173,17 +187,25 @@ class Core:
     def listing(self, ino: Ino) -> tuple[Ino, list[tuple[bytes, Attr]]]:
         """Return (the directory's parent, its names with attributes)."""
         with self.lock:
-            known = self.tree.listing(ino)
-            if known is not None:
-                parent, names = known
-                pairs = [(name, self.tree.attr(child)) for name, child in names]
-                if parent and all(attr is not None for _, attr in pairs):
-                    return parent, [(n, self._local(a)) for n, a in pairs if a is not None]
+            known = self._known_listing(ino)
+        if known is not None:
+            return known
         patience.require()
         parent, entries, seq = self._fetch_listing(ino)
         with self.lock:
             self.tree.install_listing(ino, parent, entries, seq)
+            known = self._known_listing(ino)  # with what is on its way from here
+            if known is not None:
+                return known
             return parent, [(entry.name, self._local(entry.attr)) for entry in entries]
+
+    def _known_listing(self, ino: Ino) -> tuple[Ino, list[tuple[bytes, Attr]]] | None:
+        known = self.tree.listing(ino)
+        if known is None or not known[0]:
+            return None
+        pairs = [(name, self.tree.attr(child)) for name, child in known[1]]
+        found = [(name, self._local(attr)) for name, attr in pairs if attr is not None]
+        return (known[0], found) if len(found) == len(pairs) else None
 
     def _fetch_listing(self, ino: Ino) -> tuple[Ino, list[Entry], Seq]:
         entries: list[Entry] = []
@@ -272,6 +294,60 @@ class Core:
         if self.shipper.broken is not None:
             raise self.shipper.broken
 
+    def change(
+        self, op: wire.AnyOp, check: Callable[[], None], apply: Callable[[Seq], None]
+    ) -> None:
+        """Make a change of names: at once under the write lease, else once it is committed.
+
+        `check` raises what refuses the change as far as memory tells, or `Unknown`; it runs
+        under the lease only. `apply` lets the tree follow; it gets the commit number, or NOW
+        when there is none yet. Both are called with the lock held.
+        """
+        self.lease.want()
+        while self.lease.held:
+            self._wait_turn()
+            try:
+                with self.lock:
+                    if not self.lease.held:
+                        break
+                    check()
+                    self.submit(op)
+                    apply(NOW)
+                    return
+            except Unknown as unknown:
+                unknown.fetch()
+        self.wants_lease.set()
+        _, seq = self.commit(op)
+        with self.lock:
+            apply(seq)
+
+    def _wait_turn(self) -> None:
+        """Slow down whoever changes names while too many changes wait for the cluster."""
+        if self.shipper.queued < self.policy.backlog_ops:
+            return
+        patience.require()
+        with self.lock:
+            ready = self.feed_moved.wait_for(
+                lambda: self.shipper.queued < self.policy.backlog_ops,
+                self.policy.change_deadline_s,
+            )
+        if not ready:
+            raise EverfoldError(Kind.UNAVAILABLE, "the cluster does not take the backlog")
+
+    def known_child(self, parent: Ino, name: bytes) -> Ino | None:
+        """Return what a name leads to as far as memory tells; `Unknown`. Hold the lock."""
+        ino = self.tree.child(parent, name)
+        if ino is None:
+            raise Unknown(lambda: self.child(parent, name))
+        return None if ino == ABSENT else ino
+
+    def known_empty(self, ino: Ino) -> bool:
+        """Tell whether a directory is empty; `Unknown`. Hold the lock."""
+        known = self.tree.listing(ino)
+        if known is None:
+            raise Unknown(lambda: self.listing(ino))
+        return not known[1]
+
     def new_ino(self) -> Ino:
         """Return an inode number that nobody else will ever use."""
         with self.lock:
@@ -305,11 +381,21 @@ class Core:
             items = []
             for number, record in enumerate(records, first):
                 self._expect(record, number)
-                items.append(Item(number, record, done, hold_until=until, is_glued=number > first))
+                items.append(
+                    Item(
+                        number,
+                        record,
+                        done,
+                        epoch=self.lease.held,
+                        hold_until=until,
+                        is_glued=number > first,
+                    )
+                )
             self.shipper.submit(items)
         return outcome
 
     def _expect(self, record: Local, number: int) -> None:
+        self.tree.hold(*touched_by(record))
         content = self.contents.get(ino_of(record))
         if content is not None:
             content.pending += 1
@@ -348,6 +434,20 @@ class Core:
                 err, content.error = content.error, None
                 raise err
 
+    def wait_all(self) -> None:
+        """Wait until every change journalled so far is in the cluster."""
+        number = self.journal.next_number - 1
+        if self.shipper.committed_number >= number or not self.shipper.backlog[0]:
+            return
+        patience.require()
+        self.shipper.hurry(number)
+        with self.lock:
+            ready = self.feed_moved.wait_for(
+                lambda: self.shipper.committed_number >= number, self.policy.change_deadline_s
+            )
+        if not ready:
+            raise EverfoldError(Kind.TIMEOUT, "the cluster did not take the changes")
+
     def settle(self, timeout_s: float) -> None:
         """Give what was changed here so far a chance to be in the cluster before it is asked.
 
@@ -372,6 +472,12 @@ class Core:
         record = item.record
         ino = ino_of(record)
         with self.lock:
+            names, inos = touched_by(record)
+            self.tree.let_go(names, inos, Seq(0) if result.kind else seq)
+            if result.kind:
+                self._unlearn(names, inos)
+            self._advance(item, seq)
+            self.feed_moved.notify_all()
             content = self.contents.get(ino) if ino else None
             if content is None:
                 return
@@ -395,7 +501,16 @@ class Core:
             if not content.is_active and content.is_stale:
                 self._forget_file(content)
             self.drop_content(content)
-            self.feed_moved.notify_all()
+
+    def _unlearn(self, names: list[tuple[Ino, bytes]], inos: list[Ino]) -> None:
+        """A change was refused: what the tree may have made of it is asked for anew."""
+        for parent, name in names:
+            self.tree.forget_name(parent, name)
+            self.notifier.forget_entry(parent, name)
+        for ino in inos:
+            if names and not self.tree.is_held(ino):
+                self.tree.forget_attr(ino)
+                self.notifier.forget_attr(ino)
 
     def _settle_done(
         self, content: Content, item: Item, result: wire.Result, seq: Seq, holes: int
@@ -416,10 +531,17 @@ class Core:
                     allocated=_allocated(content, record.size),
                 )
                 self.tree.set_attr(attr)
+        elif isinstance(record, wire.SetAttr) and attr is not None:
+            if record.mtime_ns is not None:  # a write that went before it has set its own
+                self.tree.set_attr(msgspec.structs.replace(attr, mtime_ns=record.mtime_ns))
         elif isinstance(record, wire.Seal) and attr is not None and result.version:
             content.base = result.version
             self.tree.set_attr(msgspec.structs.replace(attr, version=result.version))
-        self.tree.touch_ino(content.ino, seq)
+
+    def _advance(self, item: Item, seq: Seq) -> None:
+        """Follow the feed's position over commits of our own: nothing lies between."""
+        if item.first_seq and item.first_seq <= self.feed_seq + 1 <= seq:
+            self.feed_seq = seq
 
     def _forget_file(self, content: Content) -> None:
         """Others changed the file while it was active here: read it anew. Hold the lock."""

@@ -56,9 +56,19 @@ class FeedFollower:
         """Ask once and apply what comes."""
         core = self._core
         ask = wire.FeedPoll(
-            core.space, self._mount, core.feed_seq, wait_s, self._locks, self._nodes
+            core.space,
+            self._mount,
+            core.feed_seq,
+            wait_s,
+            self._locks,
+            self._nodes,
+            core.lease.epoch,
         )
+        asked_at = core.clock.monotonic()
         feed = core.names.feed(ask)
+        core.lease.heard(ask, asked_at, feed)
+        if core.lease.is_recalled:
+            core.wants_lease.set()
         if self._is_away:
             log.info("the feed is back")
             self._is_away = False

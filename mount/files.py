@@ -364,11 +364,15 @@ class Files:
         """Return when everything changed so far is in the cluster; UNAVAILABLE if it is away."""
         core = self._core
         patience.require()
-        with core.lock:
-            for content in list(core.contents.values()):
-                core.flush(content)
+        self.flush_all()
         if not core.shipper.drain(core.policy.change_deadline_s):
             raise EverfoldError(Kind.UNAVAILABLE, "the cluster does not take the changes")
+
+    def flush_all(self) -> None:
+        """Put what is dirty of every file into the journal and on its way."""
+        with self._core.lock:
+            for content in list(self._core.contents.values()):
+                self._core.flush(content)
 
     def tend(self) -> None:
         """Send on what has been dirty for long, and complete versions that went quiet."""

@@ -1,4 +1,5 @@
-"""What a mount does on its own: tends open files, and keeps the figures of statfs fresh."""
+"""What a mount does on its own: tends open files, keeps the figures of statfs fresh, and
+takes and returns the write lease."""
 
 from __future__ import annotations
 
@@ -10,12 +11,67 @@ from everfold.errors import EverfoldError
 from everfold.log import new_request_id
 from everfold.model import SpaceUsage
 from mount.core import Core
+from mount.feed import wait_for_feed
 from mount.files import Files
+from mount.lease import is_denied_for_good
 
 log = logging.getLogger(__name__)
 _TICK_S = 0.1
 _USAGE_S = 2.0
 _SYNC_S = 2.0
+_LEASE_TICK_S = 0.25
+_CATCH_UP_S = 5.0
+
+
+class LeaseKeeper:
+    """A thread that asks for the write lease when this mount writes, and gives it back."""
+
+    def __init__(self, core: Core, files: Files) -> None:
+        self._core, self._files = core, files
+        self._is_ending = False
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop; the lease stays as it is."""
+        self._is_ending = True
+        self._core.wants_lease.set()
+        self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        core, lease = self._core, self._core.lease
+        is_denied = core.policy.is_read_only or not core.policy.leases
+        while not self._is_ending:
+            core.wants_lease.wait(_LEASE_TICK_S)
+            core.wants_lease.clear()
+            new_request_id()
+            try:
+                if lease.is_recalled or lease.should_end():
+                    self.let_go()
+                elif not is_denied and lease.should_ask():
+                    self._take()
+            except EverfoldError as err:
+                is_denied = is_denied_for_good(err)
+                log.info("no write lease: %s", err)
+
+    def _take(self) -> None:
+        epoch, good_until, seq = self._core.lease.ask()
+        if not epoch:
+            return
+        wait_for_feed(self._core, seq, _CATCH_UP_S)
+        with self._core.lock:
+            self._core.lease.begin(epoch, good_until)
+
+    def let_go(self) -> None:
+        """Answer nothing early any more, send on what was, give the lease back."""
+        core = self._core
+        core.lease.stop()
+        self._files.flush_all()
+        if core.shipper.drain(core.policy.change_deadline_s):
+            core.lease.give_back()
 
 
 class Housekeeper:

@@ -1,9 +1,10 @@
 """Operations on names: make, link, unlink, rename, and the attributes they touch.
 
-Each is evaluated against what the tree knows, committed, and applied to the tree once the
-cluster has taken it. An operation says what it saw (the inode at a name); when another
-machine was faster the nameserver answers CONFLICT, the name is looked up again and the
-operation is evaluated anew.
+Under the write lease each is evaluated against the tree, applied to it and answered; without
+it, it is committed first and applied once the cluster has taken it (`Core.change`). The
+outcome is the same. An operation says what it saw (the inode at a name); when another machine
+was faster the nameserver answers CONFLICT, the name is looked up again and the operation is
+evaluated anew.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import msgspec
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.model import NAME_MAX, SYMLINK_MAX, Attr, Ino, Seq
+from everfold.model import LINK_MAX, NAME_MAX, SYMLINK_MAX, Attr, Ino, Seq
 from mount import patience
-from mount.core import Core
+from mount.core import Core, Unknown
 from mount.filesystem import Caller
 from mount.shipper import HOLD_S
 
@@ -60,13 +61,26 @@ class Names:
             raise EverfoldError(Kind.NAME_TOO_LONG, "the link's target is too long")
         attr = self.new_attr(core.attr(parent), mode, caller, rdev, target)
         try:
-            _, seq = core.commit(_make_op(parent, name, attr))
+            core.change(
+                _make_op(parent, name, attr),
+                lambda: self._check_free(parent, name),
+                lambda seq: self._made(parent, name, attr, seq),
+            )
         except EverfoldError as err:
-            if err.kind is Kind.EXISTS:
+            if err.kind is Kind.EXISTS and not core.lease.held:
                 self._forget(parent, name)
             raise
-        self._made(parent, name, attr, seq)
         return attr
+
+    def _check_free(self, parent: Ino, name: bytes) -> None:
+        """Raise EXISTS when a name is taken, NOT_FOUND when its directory is gone."""
+        if self._core.known_child(parent, name) is not None:
+            raise EverfoldError(Kind.EXISTS, "the name is taken")
+        directory = self._core.tree.attr(parent)
+        if directory is None:
+            raise Unknown(lambda: self._core.attr(parent))
+        if not directory.is_dir:
+            raise EverfoldError(Kind.NOT_DIR, "not a directory")
 
     def new_attr(
         self, parent: Attr, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
@@ -98,15 +112,14 @@ class Names:
 
     def _made(self, parent: Ino, name: bytes, attr: Attr, seq: Seq) -> None:
         core = self._core
-        with core.lock:
-            if not core.tree.touch_name(parent, name, seq):
-                core.tree.forget_name(parent, name)
-                return
-            core.tree.set_child(parent, name, attr.ino)
-            core.tree.set_attr(attr)
-            if attr.is_dir:
-                core.tree.made_directory(attr.ino, parent)
-            self._touch_parent(parent, attr.ctime_ns, 1 if attr.is_dir else 0)
+        if not core.tree.follows(parent, name, seq):
+            core.tree.forget_name(parent, name)
+            return
+        core.tree.set_child(parent, name, attr.ino)
+        core.tree.set_attr(attr)
+        if attr.is_dir:
+            core.tree.made_directory(attr.ino, parent)
+        self._touch_parent(parent, attr.ctime_ns, 1 if attr.is_dir else 0)
 
     def link(self, ino: Ino, parent: Ino, name: bytes) -> Attr:
         """Give a file another name; a file without any (O_TMPFILE) becomes a real one."""
@@ -120,16 +133,28 @@ class Names:
         if content is not None and content.is_orphan:
             return self._link_orphan(attr, parent, name)
         now = core.clock.time_ns()
-        _, seq = core.commit(wire.Link(ino, parent, name, now))
-        with core.lock:
-            fresh = core.tree.attr(ino) or attr
-            fresh = msgspec.structs.replace(fresh, nlink=fresh.nlink + 1, ctime_ns=now)
-            core.tree.set_attr(fresh)
-            core.tree.touch_ino(ino, seq)
-            if core.tree.touch_name(parent, name, seq):
-                core.tree.set_child(parent, name, ino)
-            self._touch_parent(parent, now)
+
+        def check() -> None:
+            self._check_free(parent, name)
+            if attr.nlink >= LINK_MAX:
+                raise EverfoldError(Kind.TOO_MANY_LINKS, f"a file has at most {LINK_MAX} names")
+
+        core.change(
+            wire.Link(ino, parent, name, now),
+            check,
+            lambda seq: self._linked(attr, parent, name, now, seq),
+        )
         return core.attr(ino)
+
+    def _linked(self, attr: Attr, parent: Ino, name: bytes, now: int, seq: Seq) -> None:
+        core = self._core
+        fresh = core.tree.attr(attr.ino) or attr
+        fresh = msgspec.structs.replace(fresh, nlink=fresh.nlink + 1, ctime_ns=now)
+        core.tree.set_attr(fresh)
+        core.tree.touch_ino(attr.ino, seq)
+        if core.tree.follows(parent, name, seq):
+            core.tree.set_child(parent, name, attr.ino)
+        self._touch_parent(parent, now)
 
     def _link_orphan(self, attr: Attr, parent: Ino, name: bytes) -> Attr:
         core = self._core
@@ -151,7 +176,7 @@ class Names:
         with core.lock:
             content.is_orphan = False
             content.attr = None
-        self._made(parent, name, attr, seq)
+            self._made(parent, name, attr, seq)
         return core.attr(attr.ino)
 
     # ------------------------------------------------------------ removing and moving
@@ -170,12 +195,25 @@ class Names:
             raise EverfoldError(Kind.NOT_DIR, "it is no directory")
         self._before_last_name(attr)
         now = core.clock.time_ns()
-        _, seq = core.commit(wire.Unlink(parent, name, attr.ino, is_rmdir, now))
-        with core.lock:
-            if core.tree.touch_name(parent, name, seq):
-                core.tree.set_absent(parent, name)
-            self._lost_name(attr, now, seq)
-            self._touch_parent(parent, now, -1 if is_rmdir else 0)
+
+        def check() -> None:
+            if core.known_child(parent, name) != attr.ino:
+                raise EverfoldError(Kind.CONFLICT, "the name leads elsewhere now")
+            if is_rmdir and not core.known_empty(attr.ino):
+                raise EverfoldError(Kind.NOT_EMPTY, "the directory is not empty")
+
+        core.change(
+            wire.Unlink(parent, name, attr.ino, is_rmdir, now),
+            check,
+            lambda seq: self._removed(parent, name, attr, now, seq),
+        )
+
+    def _removed(self, parent: Ino, name: bytes, attr: Attr, now: int, seq: Seq) -> None:
+        core = self._core
+        if core.tree.follows(parent, name, seq):
+            core.tree.set_absent(parent, name)
+        self._lost_name(attr, now, seq)
+        self._touch_parent(parent, now, -1 if attr.is_dir else 0)
 
     def rename(
         self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int
@@ -200,30 +238,60 @@ class Names:
         if replaced is not None and not flags:
             self._before_last_name(replaced)
         now = core.clock.time_ns()
-        _, seq = core.commit(
-            wire.Rename(
-                parent,
-                name,
-                new_parent,
-                new_name,
-                now,
-                ino=moved.ino,
-                replaced=Ino(0) if replaced is None else replaced.ino,
-                flags=flags,
-            )
+        op = wire.Rename(
+            parent,
+            name,
+            new_parent,
+            new_name,
+            now,
+            ino=moved.ino,
+            replaced=Ino(0) if replaced is None else replaced.ino,
+            flags=flags,
         )
+        core.change(
+            op,
+            lambda: self._check_rename(op, moved, replaced),
+            lambda seq: self._renamed(op, moved, replaced, seq),
+        )
+
+    def _check_rename(self, op: wire.Rename, moved: Attr, replaced: Attr | None) -> None:
+        """Raise what a rename is refused for; that a directory is not moved into itself the
+        kernel has seen to, and the nameserver does again."""
+        core = self._core
+        if core.known_child(op.parent, op.name) != moved.ino:
+            raise EverfoldError(Kind.CONFLICT, "the name leads elsewhere now")
+        there = core.known_child(op.new_parent, op.new_name)
+        if (there or 0) != (op.replaced or 0):
+            raise EverfoldError(Kind.CONFLICT, "the new name leads elsewhere now")
+        if op.flags & wire.RENAME_NOREPLACE and replaced is not None:
+            raise EverfoldError(Kind.EXISTS, "the new name is taken")
+        if op.flags & wire.RENAME_EXCHANGE:
+            if replaced is None:
+                raise EverfoldError(Kind.NOT_FOUND, "there is nothing to exchange with")
+            return
+        if replaced is None or replaced.ino == moved.ino:
+            return
+        if moved.is_dir and not replaced.is_dir:
+            raise EverfoldError(Kind.NOT_DIR, "the new name is no directory")
+        if replaced.is_dir and not moved.is_dir:
+            raise EverfoldError(Kind.IS_DIR, "the new name is a directory")
+        if replaced.is_dir and not core.known_empty(replaced.ino):
+            raise EverfoldError(Kind.NOT_EMPTY, "the new name is a directory with entries")
+
+    def _renamed(self, op: wire.Rename, moved: Attr, replaced: Attr | None, seq: Seq) -> None:
+        """Let the tree follow a rename."""
         if replaced is not None and replaced.ino == moved.ino:
             return
-        with core.lock:
-            is_exchange = bool(flags & wire.RENAME_EXCHANGE) and replaced is not None
-            self._put(new_parent, new_name, moved, now, seq)
-            if is_exchange and replaced is not None:
-                self._put(parent, name, replaced, now, seq)
-            elif core.tree.touch_name(parent, name, seq):
-                core.tree.set_absent(parent, name)
-            if replaced is not None and not is_exchange:
-                self._lost_name(replaced, now, seq)
-            self._rename_counts(parent, new_parent, moved, replaced, is_exchange, now)
+        core, now = self._core, op.time_ns
+        is_exchange = bool(op.flags & wire.RENAME_EXCHANGE) and replaced is not None
+        self._put(op.new_parent, op.new_name, moved, now, seq)
+        if is_exchange and replaced is not None:
+            self._put(op.parent, op.name, replaced, now, seq)
+        elif core.tree.follows(op.parent, op.name, seq):
+            core.tree.set_absent(op.parent, op.name)
+        if replaced is not None and not is_exchange:
+            self._lost_name(replaced, now, seq)
+        self._rename_counts(op.parent, op.new_parent, moved, replaced, is_exchange, now)
 
     def _rename_counts(
         self,
@@ -295,8 +363,9 @@ class Names:
             try:
                 return attempt()
             except EverfoldError as err:
-                for parent, name in names:
-                    self._forget(parent, name)
+                if not self._core.lease.held:  # under the lease memory is right
+                    for parent, name in names:
+                        self._forget(parent, name)
                 if err.kind is not Kind.CONFLICT:
                     raise
         return attempt()
@@ -325,12 +394,13 @@ class Names:
         core.tree.forget_directory(attr.ino)
         content = core.contents.get(attr.ino)
         if content is not None:
-            core.orphan(content, msgspec.structs.replace(fresh, ctime_ns=now), Seq(seq - 1))
+            known = Seq(seq - 1) if seq else core.feed_seq
+            core.orphan(content, msgspec.structs.replace(fresh, ctime_ns=now), known)
             core.drop_content(content)
 
     def _put(self, parent: Ino, name: bytes, attr: Attr, now: int, seq: Seq) -> None:
         core = self._core
-        if not core.tree.touch_name(parent, name, seq):
+        if not core.tree.follows(parent, name, seq):
             core.tree.forget_name(parent, name)
             return
         core.tree.set_child(parent, name, attr.ino)

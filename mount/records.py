@@ -59,3 +59,22 @@ def ino_of(record: Local) -> Ino:
     if isinstance(record, (StagedWrite, wire.SetAttr, wire.Seal, wire.Write)):
         return record.ino
     return Ino(0)
+
+
+def touched_by(record: Local) -> tuple[list[tuple[Ino, bytes]], list[Ino]]:
+    """Return the names and the inodes that a record changes, as far as it says."""
+    if isinstance(record, wire.Make):
+        return [(record.parent, record.name)], [record.parent, record.ino]
+    if isinstance(record, wire.Link):
+        return [(record.parent, record.name)], [record.parent, record.ino]
+    if isinstance(record, wire.Unlink):
+        return [(record.parent, record.name)], [record.parent, record.ino]
+    if isinstance(record, wire.Rename):
+        inos = [record.parent, record.new_parent, record.ino]
+        if record.replaced:
+            inos.append(record.replaced)
+        names = [(record.parent, record.name), (record.new_parent, record.new_name)]
+        return names, inos
+    if isinstance(record, wire.Restore):
+        return [(record.parent, record.name)], [record.parent]
+    return [], [record.ino]

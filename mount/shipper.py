@@ -24,7 +24,7 @@ import msgspec
 from everfold import wire
 from everfold.blockid import name_of
 from everfold.errors import EverfoldError, Kind
-from everfold.model import BLOCK_MAX, BlockId, Extent, MountId, Seq, SpaceId
+from everfold.model import BLOCK_MAX, NOW, BlockId, Extent, MountId, Seq, SpaceId
 from everfold.services import NameService
 from mount.blockio import BlockIO
 from mount.journal import Journal
@@ -50,6 +50,8 @@ class Item:
     record: Local
     done: Callable[[Item, wire.Result, Seq], None]
     is_late: bool = False
+    epoch: int = 0  # of the write lease under which it was answered before its commit
+    first_seq: Seq = NOW  # the first commit of the batch that it went in, once it went
     hold_until: float = 0.0
     is_glued: bool = False  # goes in one commit with the record before it
     shipped: wire.AnyOp | None = None
@@ -129,6 +131,11 @@ class Shipper:
         self._journal.mark_durable(number)
 
     @property
+    def queued(self) -> int:
+        """Return how many records wait for their turn."""
+        return len(self._queue)
+
+    @property
     def backlog(self) -> tuple[int, int]:
         """Return (records, staged bytes) not in the cluster yet."""
         with self._lock:
@@ -190,6 +197,8 @@ class Shipper:
                 is_full = len(batch) >= BATCH_OPS or nbytes + item.staged_bytes > BATCH_BYTES
                 if batch and not item.is_glued and (is_full or self._held(item, now)):
                     break
+                if batch and item.epoch != batch[-1].epoch:
+                    break
                 if batch and item.number != batch[-1].number + 1:
                     break  # a damaged journal has holes; a commit numbers without any
                 batch.append(self._queue.popleft())
@@ -229,13 +238,14 @@ class Shipper:
             self.failure = None
         self.batches += 1
         self.shipped_ops += len(batch)
-        self._finish(batch, committed.results, committed.seq)
+        self._finish(batch, committed)
 
-    def _finish(self, batch: list[Item], results: list[wire.Result], seq: Seq) -> None:
+    def _finish(self, batch: list[Item], committed: wire.Committed) -> None:
         self._journal.trim(batch[-1].number)
         self.committed_number = batch[-1].number
-        for item, result in zip(batch, results, strict=True):
-            item.done(item, result, seq)
+        for item, result in zip(batch, committed.results, strict=True):
+            item.first_seq = committed.first
+            item.done(item, result, committed.seq)
 
     def _refuse(self, batch: list[Item], err: EverfoldError) -> None:
         """The batch stays in the journal, and so must all that comes after it.
@@ -253,7 +263,7 @@ class Shipper:
         ops = [item.shipped for item in batch if item.shipped is not None]
         stored = [each for item in batch for each in item.stored if each.nodes]
         return self._names.commit(
-            wire.Commit(self._space, self._mount, batch[0].number, ops, stored)
+            wire.Commit(self._space, self._mount, batch[0].number, ops, stored, batch[0].epoch)
         )
 
     # ------------------------------------------------------------ bytes become blocks

@@ -5,6 +5,9 @@ an answer of the nameserver says is believed only if no later change of the same
 been seen (`install_*` compare the answer's commit number with `_touched`). Not known is not
 the same as not there: `child` returns None for the first, `ABSENT` for the second.
 
+What this mount itself changed and the cluster has not taken yet is *held*: answers of the
+nameserver do not touch it, and it is not forgotten for want of room.
+
 No I/O, no locks: the owner (`mount.core`) calls under its lock. Memory is bounded: past
 `limit` inodes the least recently used are forgotten and fetched again when asked for.
 """
@@ -13,21 +16,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
-from everfold.model import Attr, Entry, Ino, Seq
+from everfold.model import NOW, Attr, Entry, Ino, Seq
 
 ABSENT = Ino(-1)
+K = TypeVar("K")
 _TOUCHED_MAX = 50_000
 
 
 class Directory:
     """The names of a directory as far as they are known."""
 
-    __slots__ = ("absent", "children", "is_complete", "parent")
+    __slots__ = ("absent", "children", "held", "is_complete", "parent")
 
     def __init__(self) -> None:
         self.children: dict[bytes, Ino] = {}
         self.absent: set[bytes] = set()
+        self.held: dict[bytes, int] = {}  # names with changes on their way, and how many
         self.is_complete = False  # every name is in `children`
         self.parent = Ino(0)  # 0: not known
 
@@ -41,6 +47,7 @@ class Tree:
         self._directories: OrderedDict[Ino, Directory] = OrderedDict()
         self._touched_names: OrderedDict[tuple[Ino, bytes], Seq] = OrderedDict()
         self._touched_inos: OrderedDict[Ino, Seq] = OrderedDict()
+        self._held: dict[Ino, int] = {}  # inodes with changes on their way, and how many
         self._floor = Seq(0)  # answers older than this are not believed any more
 
     # ------------------------------------------------------------ asking
@@ -91,7 +98,7 @@ class Tree:
 
     def install_attr(self, attr: Attr, as_of: Seq) -> bool:
         """Believe attributes unless the inode changed after `as_of`; tell whether."""
-        if as_of < self._touched_inos.get(attr.ino, self._floor):
+        if attr.ino in self._held or as_of < self._touched_inos.get(attr.ino, self._floor):
             return False
         self._attrs[attr.ino] = attr
         self._attrs.move_to_end(attr.ino)
@@ -103,6 +110,8 @@ class Tree:
         if as_of < self._touched_names.get((parent, name), self._floor):
             return
         directory = self._directory(parent)
+        if name in directory.held:
+            return
         if entry is None:
             directory.children.pop(name, None)
             directory.absent.add(name)
@@ -117,12 +126,41 @@ class Tree:
             return
         directory = self._directory(ino)
         directory.parent = parent
-        directory.children = {}
+        mine = {n: ino for n, ino in directory.children.items() if n in directory.held}
+        directory.children = mine
         directory.absent.clear()
         directory.is_complete = True
         for entry in entries:
-            directory.children[entry.name] = entry.attr.ino
-            self.install_attr(entry.attr, as_of)
+            if entry.name not in directory.held:
+                directory.children[entry.name] = entry.attr.ino
+                self.install_attr(entry.attr, as_of)
+
+    # ------------------------------------------------------------ changes on their way
+
+    def hold(self, names: Iterable[tuple[Ino, bytes]], inos: Iterable[Ino]) -> None:
+        """A change of these names and inodes goes on its way."""
+        for parent, name in names:
+            held = self._directory(parent).held
+            held[name] = held.get(name, 0) + 1
+        for ino in inos:
+            self._held[ino] = self._held.get(ino, 0) + 1
+
+    def let_go(self, names: Iterable[tuple[Ino, bytes]], inos: Iterable[Ino], seq: Seq) -> None:
+        """The change is committed (as `seq`), or refused (0): it is held no longer."""
+        for parent, name in names:
+            directory = self._directories.get(parent)
+            if directory is not None:
+                _count_down(directory.held, name)
+            if seq:
+                self.touch_name(parent, name, seq)
+        for ino in inos:
+            _count_down(self._held, ino)
+            if seq:
+                self.touch_ino(ino, seq)
+
+    def is_held(self, ino: Ino) -> bool:
+        """Tell whether changes of an inode are on their way."""
+        return ino in self._held
 
     # ------------------------------------------------------------ changes
 
@@ -137,6 +175,13 @@ class Tree:
         if len(self._touched_names) > _TOUCHED_MAX:
             self._floor = max(self._floor, self._touched_names.popitem(last=False)[1])
         return True
+
+    def follows(self, parent: Ino, name: bytes, seq: Seq) -> bool:
+        """Tell whether a change of this mount's own is the last known one of a name.
+
+        `seq` NOW: it is not committed yet, which only the holder of the write lease may ask.
+        """
+        return seq == NOW or self.touch_name(parent, name, seq)
 
     def touch_ino(self, ino: Ino, seq: Seq) -> bool:
         """Note that commit `seq` changed an inode; False when a later change is known."""
@@ -195,9 +240,14 @@ class Tree:
         self._directories.pop(ino, None)
 
     def forget_all(self) -> None:
-        """Nothing is known any more."""
-        self._attrs.clear()
-        self._directories.clear()
+        """Nothing is known any more but what is held."""
+        for ino in [ino for ino in self._attrs if ino not in self._held]:
+            del self._attrs[ino]
+        for ino, directory in list(self._directories.items()):
+            if directory.held:
+                directory.is_complete = False
+            else:
+                del self._directories[ino]
 
     # ------------------------------------------------------------ bounds
 
@@ -206,9 +256,27 @@ class Tree:
         if directory is None:
             directory = self._directories[ino] = Directory()
             if len(self._directories) > self._limit // 4:
-                self._directories.popitem(last=False)
+                self._forget_oldest_directory()
         return directory
 
+    def _forget_oldest_directory(self) -> None:
+        for ino, directory in self._directories.items():
+            if not directory.held:
+                del self._directories[ino]
+                return
+
     def _bound(self) -> None:
-        while len(self._attrs) > self._limit:
-            self._attrs.popitem(last=False)
+        for _ in range(len(self._attrs) - self._limit):
+            ino = next(iter(self._attrs))
+            if ino in self._held:
+                self._attrs.move_to_end(ino)
+            else:
+                del self._attrs[ino]
+
+
+def _count_down(counts: dict[K, int], key: K) -> None:
+    left = counts.get(key, 0) - 1
+    if left > 0:
+        counts[key] = left
+    else:
+        counts.pop(key, None)

@@ -16,13 +16,12 @@ import msgspec
 
 from everfold.errors import EverfoldError, Kind
 from everfold.model import ROOT, Attr, Ino, Lock, LockKind, MountId, SpaceUsage
-from mount import patience
 from mount.core import Core
 from mount.feed import FeedFollower
 from mount.files import Files
 from mount.filesystem import Caller, Changes, DirItem, Node, Opened
 from mount.history import VERSIONS, HistoryTree, is_virtual
-from mount.housekeeping import Housekeeper
+from mount.housekeeping import Housekeeper, LeaseKeeper
 from mount.listings import Listings
 from mount.locks import Locks
 from mount.names import Names, check_name
@@ -55,14 +54,17 @@ class Vfs:
         self._listings = Listings(core, is_virtual, self._history.listing, self._history.node)
         self.feed = FeedFollower(core, mount)
         self.keeper = Housekeeper(core, self._files)
+        self.lease_keeper = LeaseKeeper(core, self._files)
 
     def start(self) -> None:
         """Start the threads that follow the feed and tend open files."""
         self.feed.start()
         self.keeper.start()
+        self.lease_keeper.start()
 
     def close(self) -> None:
         """Ship what is left (as far as the cluster takes it) and end the threads."""
+        self.lease_keeper.close()
         self.keeper.close()
         self.feed.close()
         self.core.notifier.close()
@@ -190,7 +192,6 @@ class Vfs:
     ) -> tuple[Node, Opened]:
         _real(parent)
         _free(name)
-        patience.require()
         try:
             mode = stat.S_IFREG | stat.S_IMODE(mode)
             attr = self._names.make(parent, name, mode, caller)
@@ -239,12 +240,14 @@ class Vfs:
         self._files.fsync(fh)
 
     def fsyncdir(self, ino: Ino) -> None:
-        """Names are committed before they are answered; on the root, send everything on.
+        """Wait until all changes made so far are committed; on the root, flush files first.
 
         The kernel tells no /dev/fuse server of syncfs(2); fsync of the folder takes its place.
         """
         if ino == ROOT:
             self._files.syncfs()
+        elif not is_virtual(ino):
+            self.core.wait_all()
 
     def syncfs(self) -> None:
         self._files.syncfs()

@@ -51,7 +51,8 @@ class Caller:
     def commit(self, ask: wire.Commit) -> wire.Committed:
         self._mine(ask.space)
         self._service.sessions.check_writable(ask.space, ask.mount)
-        return self._service.tree.commit(ask, self._author())
+        author = self._author()
+        return self._service.leases.when_free(ask, lambda: self._service.tree.commit(ask, author))
 
     def reserve(self, ask: wire.Reserve) -> wire.Reserved:
         self._mine(ask.space)
@@ -98,6 +99,12 @@ class Caller:
     def resolve(self, ask: wire.ResolvePath) -> wire.Resolved:
         self._mine(ask.space)
         return self._service.tree.resolve(ask)
+
+    def lease(self, ask: wire.TakeLease) -> wire.Lease:
+        self._mine(ask.space)
+        self._seen(ask.space, ask.mount)
+        self._service.sessions.check_writable(ask.space, ask.mount)
+        return self._service.leases.take(ask)
 
     def usage(self, ask: wire.GetUsage) -> SpaceUsage:
         self._mine(ask.space)

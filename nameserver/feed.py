@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
+import msgspec
 import psycopg
 
 from everfold import wire
@@ -139,25 +140,52 @@ class Bell:
             self.ring(SpaceId(int(payload)))
 
 
+class LeaseBook(Protocol):
+    """What the feed must know of write leases; `nameserver.leases.Leases` is one."""
+
+    def renew(self, ask: wire.FeedPoll) -> None:
+        """A holder is heard of."""
+        ...
+
+    def standing(self, cx: Cx, ask: wire.FeedPoll) -> tuple[float, bool]:
+        """Return (how long the asker's lease is good, whether it is recalled)."""
+        ...
+
+
 class Feeds:
     """Answers long polls."""
 
     def __init__(
-        self, db: Database, clock: Clock, bell: Bell, node_list: Callable[[], list[Node]]
+        self,
+        db: Database,
+        clock: Clock,
+        bell: Bell,
+        node_list: Callable[[], list[Node]],
+        leases: LeaseBook | None = None,
     ) -> None:
         self._db = db
         self._clock = clock
         self._bell = bell
         self._node_list = node_list
+        self._leases = leases
         bell.connect(db)
 
     def poll(self, ask: wire.FeedPoll) -> wire.Feed:
-        """Return news after `ask.after`, or after at most `wait_s` (25 s) that there are none."""
+        """Return news after `ask.after`, or after at most `wait_s` (25 s) that there are none.
+
+        The asker's own commits are passed over: they are no news to it, and waking it for
+        each would double the calls of a mount that writes alone.
+        """
+        if ask.epoch and self._leases is not None:
+            self._leases.renew(ask)
         patience = min(ask.wait_s, WAIT_MAX_S) if ask.wait_s > 0 else 0.0
         ends = self._clock.monotonic() + patience
         while True:
             ticket = self._bell.ticket(ask.space)
             feed = self._look(ask)
+            if feed.events and all(event.mount == ask.mount for event in feed.events):
+                ask = msgspec.structs.replace(ask, after=feed.seq)
+                continue
             left = ends - self._clock.monotonic()
             if _is_news(feed, ask) or left <= 0 or self._bell.is_stopped:
                 return feed
@@ -170,17 +198,24 @@ class Feeds:
                 raise EverfoldError(Kind.NOT_FOUND, "no such space", str(ask.space))
             seq, locks = row
             nodes = _nodes_gen(cx)
+            left, recalled = self._leases.standing(cx, ask) if self._leases else (0.0, False)
             events = _events(cx, ask) if 0 <= ask.after < seq else []
         is_reset = ask.after != seq and (not events or events[0].seq != ask.after + 1)
         if is_reset:
             events = []
         at = events[-1].seq if events else Seq(seq)
         told = self._node_list() if nodes != ask.nodes else []
-        return wire.Feed(at, events, locks, nodes, is_reset, told)
+        return wire.Feed(at, events, locks, nodes, is_reset, told, left, recalled)
 
 
 def _is_news(feed: wire.Feed, ask: wire.FeedPoll) -> bool:
-    return bool(feed.events or feed.is_reset or feed.locks != ask.locks or feed.nodes != ask.nodes)
+    return bool(
+        feed.events
+        or feed.is_reset
+        or feed.is_recalled
+        or feed.locks != ask.locks
+        or feed.nodes != ask.nodes
+    )
 
 
 def _nodes_gen(cx: Cx) -> int:

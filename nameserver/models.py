@@ -92,6 +92,11 @@ def tables(db: pw.Database) -> SimpleNamespace:
         inodes = pw.BigIntegerField(default=1)
         replicas = pw.SmallIntegerField(default=0)  # 0: the cluster's default
         locks_gen = pw.BigIntegerField(default=0)
+        lease_mount = pw.TextField(default="")  # who holds the write lease, "": nobody
+        lease_epoch = pw.BigIntegerField(default=0)  # rises with every grant
+        lease_until_ns = pw.BigIntegerField(default=0)  # an older lease is nobody's
+        lease_recalled = pw.BigIntegerField(default=0)  # the epoch that another wants ended
+        lease_recalled_ns = pw.BigIntegerField(default=0)  # when it said so
         created_ns = pw.BigIntegerField()
 
         class Meta:

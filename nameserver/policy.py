@@ -37,6 +37,9 @@ class Policy:
     gc_interval_s: float = 60.0
     lease_s: float = 3.0  # of the one process that plans
 
+    write_lease_s: float = 5.0  # a holder silent for longer has lost the write lease
+    write_calm_s: float = 1.0  # nobody else wrote for so long: a mount may have the lease
+    write_wait_s: float = 8.0  # how long a commit waits for another's lease
     session_ttl_s: float = 30.0  # a mount silent for longer loses its locks
     token_ttl_s: float = 90 * DAY_S  # of a login
     block_token_ttl_s: float = 3600.0

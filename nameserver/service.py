@@ -24,6 +24,7 @@ from nameserver.driver import Driver
 from nameserver.feed import Bell, Feeds
 from nameserver.fsck import Fsck
 from nameserver.gate import Gate, Identity
+from nameserver.leases import Leases
 from nameserver.locks import Locks
 from nameserver.nodes import LIVE, NodeBook
 from nameserver.policy import Policy
@@ -61,7 +62,8 @@ class Service:
             db, clock, self.ledger, self.bell,
             min_replicas=policy.min_replicas, max_file_size=policy.max_file_size or SIZE_MAX,
         )  # fmt: skip
-        self.feeds = Feeds(db, clock, self.bell, self.nodes.fresh)
+        self.leases = Leases(db, clock, policy, self.bell)
+        self.feeds = Feeds(db, clock, self.bell, self.nodes.fresh, self.leases)
         self.locks = Locks(db, clock, self.bell, policy.session_ttl_s)
         self.spaces = Spaces(db)
         self.accounts = Accounts(db, clock, policy, make_space)
@@ -104,6 +106,8 @@ class Service:
         self.locks.drop_locks(wire.DropLocks(space, mount))
         with self.db.write() as cx:
             self.tree.seal_all(cx, space, mount)
+            self.leases.drop(cx, space, mount)
+        self.bell.ring(space)
 
     # ------------------------------------------------------------ nodes, by hand
 

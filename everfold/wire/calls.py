@@ -145,6 +145,10 @@ class Stored(Record, frozen=True):
 class Commit(Record, frozen=True):
     """Apply `ops` in order in one transaction.
 
+    `epoch`: of the write lease under which they were answered before this call, 0 for none.
+    When the lease has been another's since, they are taken as late (see `Write.is_late`).
+    While another mount holds the lease it is recalled, and the call waits; BUSY after a while.
+
     The operations are those numbered `first_op`, `first_op` + 1, … of this mount. A retry
     (also in another grouping) never applies one twice: what was applied before is answered
     as it was then.
@@ -155,6 +159,7 @@ class Commit(Record, frozen=True):
     first_op: int
     ops: list[AnyOp]
     stored: list[Stored] = []
+    epoch: int = 0
 
 
 class Committed(Record, frozen=True):
@@ -234,6 +239,7 @@ class FeedPoll(Record, frozen=True):
     wait_s: float
     locks: int = 0  # the counters of the last answer
     nodes: int = 0
+    epoch: int = 0  # of the write lease that the mount holds: renewed by asking
 
 
 class Change(Record, frozen=True):
@@ -273,6 +279,8 @@ class Feed(Record, frozen=True):
     nodes: int
     is_reset: bool = False
     node_list: list[Node] = []  # given when `nodes` moved
+    lease_left_s: float = 0.0  # how long the lease of `epoch` is good from now on
+    is_recalled: bool = False  # another mount wants to write
 
 
 class SetLock(Record, frozen=True):
@@ -366,6 +374,26 @@ class Resolved(Record, frozen=True):
     seq: Seq
     parent: Ino
     entry: Entry | None
+
+
+class TakeLease(Record, frozen=True):
+    """Ask for the space's write lease; with an `epoch`, give that one back."""
+
+    space: SpaceId
+    mount: MountId
+    epoch: int = 0
+
+
+class Lease(Record, frozen=True):
+    """`epoch` 0: not now (another holds it, or wrote a moment ago).
+
+    The holder alone may answer changes before they are committed, after it has followed the
+    feed up to `seq`.
+    """
+
+    epoch: int
+    left_s: float
+    seq: Seq
 
 
 class GetUsage(Record, frozen=True):

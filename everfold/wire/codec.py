@@ -33,6 +33,7 @@ CALLS: Final[dict[str, tuple[type[Record], type[Record]]]] = {
     "history": (calls.GetHistory, calls.History),
     "history-names": (calls.GetHistoryNames, calls.HistoryNames),
     "resolve": (calls.ResolvePath, calls.Resolved),
+    "lease": (calls.TakeLease, calls.Lease),
     "usage": (calls.GetUsage, SpaceUsage),
     "bye": (calls.Bye, calls.Done),
     "heartbeat": (nodes.Heartbeat, nodes.BeatReply),

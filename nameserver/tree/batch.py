@@ -72,6 +72,7 @@ class Batch:
         self.space = space
         self.author = author
         self.mount = mount
+        self.first = Seq(state.seq + 1)
         self.seq = state.seq + 1
         self.at_ns = max(now_ns, state.at_ns + 1)
         self.next_ino = state.next_ino

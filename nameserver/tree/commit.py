@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import Seq, SpaceId
+from nameserver import leases
 from nameserver.db import Cx
 from nameserver.tree import attributes, content, names
 from nameserver.tree.batch import Author, Batch, SpaceState
@@ -63,12 +66,15 @@ class Committer:
         state = _space(cx, ask.space)
         if ask.stored:
             self._blocks.record(cx, ask.space, ask.stored, now_ns)
+        is_late = leases.check(cx, ask, now_ns)
         last_op, answered = _answered(cx, ask)
         if len(answered) == len(ask.ops):
             return wire.Committed(Seq(state.seq), answered)
         batch = Batch(cx, ask.space, state, author, ask.mount, now_ns)
         batch.size_max = self._size_max
-        fresh = ask.ops[len(answered) :]
+        fresh = (
+            [_late(op) for op in ask.ops[len(answered) :]] if is_late else ask.ops[len(answered) :]
+        )
         batch.unsafe = self._unsafe(cx, ask.space, fresh)
         results = answered + [_apply(batch, op) for op in fresh]
         seq = batch.finish()
@@ -76,12 +82,17 @@ class Committer:
         kept = wire.encode((ask.first_op, results))
         user, device = author
         cx.run(_REMEMBER, ask.space, ask.mount, user, device, last_op, kept, now_ns)
-        return wire.Committed(seq, results)
+        return wire.Committed(seq, results, batch.first)
 
     def _unsafe(self, cx: Cx, space: SpaceId, ops: list[wire.AnyOp]) -> set[bytes]:
         named = {e.block for op in ops if isinstance(op, wire.Write) for e in op.extents}
         short = self._blocks.short(cx, space, named, self._min_replicas) if named else set()
         return set(short)
+
+
+def _late(op: wire.AnyOp) -> wire.AnyOp:
+    """Return an operation that was answered under a lease that another has held since."""
+    return msgspec.structs.replace(op, is_late=True) if isinstance(op, wire.Write) else op
 
 
 def _space(cx: Cx, space: SpaceId) -> SpaceState:
