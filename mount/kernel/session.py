@@ -150,21 +150,22 @@ class Session:
         started: int,
     ) -> None:
         # Answer one request; only MustWait gets out.
+        error = 0
+        payload: Payload = b""
         try:
             payload = handler(nodeid, request, end)
         except EverfoldError as err:
-            self._answer(unique, err.kind.errno, b"")
+            error = err.kind.errno
         except patience.MustWait:
             raise
         except Exception:  # noqa: BLE001 - the border: any defect inside is the program's EIO
             _log.exception("%s of inode %d failed", Opcode(opcode).name, nodeid)
-            self._answer(unique, errno.EIO, b"")
-        else:
-            if payload is not None:
-                self._answer(unique, 0, payload)
+            error = errno.EIO
         cost = self._costs[opcode]
+        cost[0] += 1  # before the answer: who got it finds it counted
+        if payload is not None:
+            self._answer(unique, error, payload)
         spent = perf_counter_ns() - started
-        cost[0] += 1
         cost[1] += spent
         if spent > cost[2]:
             cost[2] = spent
