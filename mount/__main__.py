@@ -25,11 +25,11 @@ from everfold import log as logs
 from everfold.errors import EverfoldError
 from mount import patience
 from mount.client import Client, Settings, open_remote
-from mount.core import Policy
 from mount.filesystem import KernelCache
 from mount.fusepy_adapter import FusepyMount
 from mount.kernel.driver import KernelMount
 from mount.kernel.mounting import MountOptions
+from mount.policy import Policy
 
 log = logging.getLogger("mount")
 READY_S = 20.0

@@ -25,10 +25,11 @@ from everfold.nodeclient import NodeClient
 from everfold.services import NameService
 from mount.blockcache import BlockCache
 from mount.blockio import BlockIO
-from mount.core import Core, Policy
+from mount.core import Core
 from mount.journal import Journal
 from mount.lease import WriteLease
 from mount.nodes import BlockClient
+from mount.policy import Policy
 from mount.records import StagedWrite, decode
 from mount.shipper import Item, Shipper
 from mount.staging import Place, Staging

@@ -15,9 +15,10 @@ from everfold.errors import EverfoldError, Kind
 from everfold.http import with_retries
 from everfold.model import SIZE_MAX, Ino, Lock, LockKind, LockType, MountId
 from mount import patience
-from mount.core import READ_DEADLINE_S, Core
+from mount.core import Core
 from mount.feed import wait_for_feed
 from mount.files import Files
+from mount.knowledge import READ_DEADLINE_S
 
 _RETRY_S = 0.5  # a lock may fall without the feed's telling (a machine died)
 _CATCH_UP_S = 5.0

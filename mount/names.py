@@ -19,8 +19,9 @@ from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import LINK_MAX, NAME_MAX, SYMLINK_MAX, Attr, Ino, Seq
 from mount import patience
-from mount.core import Core, Unknown
+from mount.core import Core
 from mount.filesystem import Caller
+from mount.knowledge import Unknown
 from mount.shipper import HOLD_S
 
 T = TypeVar("T")

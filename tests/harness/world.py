@@ -20,8 +20,8 @@ from everfold.errors import EverfoldError, Kind
 from everfold.model import ROOT, Attr, BlockId, DeviceId, Ino, Node, NodeId, SpaceId
 from everfold.stores.memory import MemoryStore
 from mount.client import Client, Settings
-from mount.core import Policy as MountPolicy
 from mount.filesystem import Caller
+from mount.policy import Policy as MountPolicy
 from nameserver.db import Database
 from nameserver.gate import Identity
 from nameserver.policy import Policy
@@ -132,8 +132,10 @@ class World:
 
     def repair(self) -> None:
         """Plan copies and let the nodes work until there is nothing left to do."""
-        while self._rounds.repair() + sum(self.beat(node) for node in self.nodes.values()):
-            continue
+        for _ in range(100):
+            if not self._rounds.repair() + sum(self.beat(node) for node in self.nodes.values()):
+                return
+        raise AssertionError("repair comes to no end")
 
     def fsck(self) -> list[object]:
         """Return what the nameserver finds wrong, after asking the nodes."""

@@ -1,0 +1,306 @@
+"""What this mount knows: the tree, the files' contents, and the nameserver behind them.
+
+`attr`, `child` and `listing` answer from memory, else (where the thread may wait) from the
+nameserver; local changes that are on their way are included. What other machines changed is
+forgotten here (`attr_changed`, `content_changed`, `inode_gone`), and the kernel is told.
+
+Lock order: `lock` before the locks of journal, staging and shipper. It is never held over a
+call to the network. Reads of staging segments happen under it, because releasing their bytes
+does.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from everfold import wire
+from everfold.errors import EverfoldError, Kind
+from everfold.extents import from_extents
+from everfold.http import with_retries
+from everfold.model import NOW, Attr, Entry, Ino, Seq
+from everfold.services import Clock, NameService
+from mount import patience
+from mount.blockio import BlockIO
+from mount.content import Content
+from mount.filesystem import Node
+from mount.notifier import Notifier
+from mount.policy import Policy
+from mount.staging import Staging
+from mount.tree import ABSENT, Tree
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+READ_DEADLINE_S = 10.0
+KEPT_CONTENTS = 20_000  # closed files whose extents are remembered
+
+
+class Unknown(Exception):
+    """A change cannot be evaluated from memory; `fetch` gets what is missing, then try again."""
+
+    def __init__(self, fetch: Callable[[], object]) -> None:
+        super().__init__()
+        self.fetch = fetch
+
+
+class Knowledge:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        session: wire.Session,
+        names: NameService,
+        blocks: BlockIO,
+        staging: Staging,
+        clock: Clock,
+        policy: Policy,
+    ) -> None:
+        self.session, self.names, self.blocks = session, names, blocks
+        self.staging, self.clock, self.policy = staging, clock, policy
+        self.space = session.space
+        self.lock = threading.RLock()  # guards tree, contents, xattrs, the journal's order
+        self.tree = Tree()
+        self.contents: dict[Ino, Content] = {}
+        self.xattrs: dict[Ino, dict[bytes, bytes]] = {}  # of inodes whose attributes are known
+        self.notifier = Notifier()
+        self.feed_seq = session.seq
+        self.locks_gen = 0  # the feed's counter of locks that fell
+        self.feed_moved = threading.Condition(self.lock)
+        self.feed_heard = clock.monotonic()
+
+    # ------------------------------------------------------------ reading
+
+    def attr(self, ino: Ino) -> Attr:
+        """Return the attributes of an inode, local changes included. NOT_FOUND, or STALE."""
+        with self.lock:
+            content = self.contents.get(ino)
+            attr = self.tree.attr(ino) if content is None or content.attr is None else content.attr
+            if attr is not None:
+                return self._local(attr)
+        patience.require()
+        answer = self.read(lambda: self.names.attrs(wire.GetAttrs(self.space, [ino])))
+        if not answer.attrs:
+            raise EverfoldError(Kind.STALE, "the inode is gone")
+        with self.lock:
+            attr = answer.attrs[0]
+            self.tree.install_attr(attr, answer.seq)
+            return self._local(attr)
+
+    def _local(self, attr: Attr) -> Attr:
+        content = self.contents.get(attr.ino)
+        if content is None or not content.is_active:
+            return attr
+        return msgspec.structs.replace(
+            attr,
+            size=content.size,
+            mtime_ns=content.mtime_ns,
+            ctime_ns=max(attr.ctime_ns, content.time_ns),
+        )
+
+    def shown(self, attr: Attr) -> Attr:
+        """Return attributes as this mount shows them (owner mapping)."""
+        policy = self.policy
+        if policy.uid is None and policy.gid is None:
+            return attr
+        return msgspec.structs.replace(
+            attr,
+            uid=attr.uid if policy.uid is None else policy.uid,
+            gid=attr.gid if policy.gid is None else policy.gid,
+        )
+
+    @property
+    def is_live(self) -> bool:
+        """Tell whether the feed is heard, so that the kernel may remember what it is told."""
+        return self.clock.monotonic() - self.feed_heard < self.policy.freshness_s
+
+    def node(self, attr: Attr) -> Node:
+        """Return an inode as the kernel gets it."""
+        if self.is_live:
+            return Node(self.shown(attr), self.policy.entry_ttl_s, self.policy.attr_ttl_s)
+        return Node(self.shown(attr), 0.0, 0.0)
+
+    def child(self, parent: Ino, name: bytes) -> Attr | None:
+        """Return what a name leads to, None when there is no such name."""
+        with self.lock:
+            ino = self.tree.child(parent, name)
+            if ino == ABSENT:
+                return None
+            attr = self.tree.attr(ino) if ino is not None else None
+            if attr is not None:
+                return self._local(attr)
+        patience.require()
+        answer = self.read(lambda: self.names.lookup(wire.Lookup(self.space, parent, name)))
+        with self.lock:
+            self.tree.install_entry(parent, name, answer.entry, answer.seq)
+            return None if answer.entry is None else self._local(answer.entry.attr)
+
+    def require_child(self, parent: Ino, name: bytes) -> Attr:
+        """Return what a name leads to; NOT_FOUND when there is no such name."""
+        attr = self.child(parent, name)
+        if attr is None:
+            raise EverfoldError(Kind.NOT_FOUND, "no such name")
+        return attr
+
+    def listing(self, ino: Ino) -> tuple[Ino, list[tuple[bytes, Attr]]]:
+        """Return (the directory's parent, its names with attributes)."""
+        with self.lock:
+            known = self._known_listing(ino)
+        if known is not None:
+            return known
+        patience.require()
+        parent, entries, seq = self._fetch_listing(ino)
+        with self.lock:
+            self.tree.install_listing(ino, parent, entries, seq)
+            known = self._known_listing(ino)  # with what is on its way from here
+            if known is not None:
+                return known
+            return parent, [(entry.name, self._local(entry.attr)) for entry in entries]
+
+    def _known_listing(self, ino: Ino) -> tuple[Ino, list[tuple[bytes, Attr]]] | None:
+        known = self.tree.listing(ino)
+        if known is None or not known[0]:
+            return None
+        pairs = [(name, self.tree.attr(child)) for name, child in known[1]]
+        found = [(name, self._local(attr)) for name, attr in pairs if attr is not None]
+        return (known[0], found) if len(found) == len(pairs) else None
+
+    def _fetch_listing(self, ino: Ino) -> tuple[Ino, list[Entry], Seq]:
+        entries: list[Entry] = []
+        after, seq = b"", NOW
+        while True:
+            ask = wire.ListDir(self.space, ino, after=after)
+            page = self.read(lambda ask=ask: self.names.listdir(ask))  # type: ignore[misc]
+            entries.extend(page.entries)
+            seq = min(seq, page.seq) if seq else page.seq  # true as of the first page only
+            if not page.more:
+                return page.parent, entries, seq
+            after = page.entries[-1].name
+
+    def load_extents(self, content: Content) -> None:
+        """Fetch a file's committed extents unless they are there."""
+        while True:
+            with self.lock:
+                if content.extents is not None:
+                    return
+            patience.require()
+            ask = wire.GetExtents(self.space, content.ino, seq=content.read_seq)
+            answer = self.read(lambda: self.names.extents(ask))  # noqa: B023
+            self.blocks.learn(answer.where, [])
+            with self.lock:
+                if self.tree.touched_after(content.ino, answer.seq) and not content.read_seq:
+                    continue
+                if content.extents is None:
+                    content.extents = from_extents(answer.extents)
+                return
+
+    def refresh(self, content: Content) -> None:
+        """Let an open file that others may have changed follow its committed attributes."""
+        if not content.is_active:
+            attr = self.attr(content.ino)
+            with self.lock:
+                if not content.is_active:
+                    content.follow(attr)
+
+    def read(self, call: Callable[[], T]) -> T:
+        """Ask the nameserver; a passing failure is tried again until `READ_DEADLINE_S`."""
+        return with_retries(lambda _left: call(), READ_DEADLINE_S)
+
+    def known_child(self, parent: Ino, name: bytes) -> Ino | None:
+        """Return what a name leads to as far as memory tells; `Unknown`. Hold the lock."""
+        ino = self.tree.child(parent, name)
+        if ino is None:
+            raise Unknown(lambda: self.child(parent, name))
+        return None if ino == ABSENT else ino
+
+    def known_empty(self, ino: Ino) -> bool:
+        """Tell whether a directory is empty; `Unknown`. Hold the lock."""
+        known = self.tree.listing(ino)
+        if known is None:
+            raise Unknown(lambda: self.listing(ino))
+        return not known[1]
+
+    # ------------------------------------------------------------ contents
+
+    def content(self, attr: Attr) -> Content:
+        """Return the state of a file's bytes, made when there is none. Hold the lock."""
+        content = self.contents.get(attr.ino)
+        if content is None:
+            content = Content(attr, self.staging.release)
+            self.contents[attr.ino] = content
+            if len(self.contents) > KEPT_CONTENTS:
+                self._shed()
+        elif not content.is_active:
+            content.follow(attr)
+        return content
+
+    def _shed(self) -> None:
+        """Forget the oldest half of the files that nobody has open."""
+        idle = [c for c in self.contents.values() if not c.handles and not c.is_active]
+        for content in idle[: len(idle) // 2 + 1]:
+            del self.contents[content.ino]
+
+    def drop_content(self, content: Content) -> None:
+        """Let go of what a closed file without a name still holds. Hold the lock."""
+        if content.is_orphan and not content.handles and not content.pending:
+            content.discard()
+            self.tree.forget_attr(content.ino)
+            if self.contents.get(content.ino) is content:
+                del self.contents[content.ino]
+
+    def orphan(self, content: Content, attr: Attr, seq: Seq) -> None:
+        """The last name of an open file is gone: from now on its changes stay here.
+
+        `seq`: the last commit at which the nameserver knew the file. Hold the lock.
+        """
+        content.is_orphan = True
+        content.attr = msgspec.structs.replace(self._local(attr), nlink=0)
+        content.read_seq = seq
+
+    # ------------------------------------------------------------ what others changed
+
+    def attr_changed(self, ino: Ino, seq: Seq) -> None:
+        """Another machine changed attributes. Hold the lock."""
+        if not self.tree.touch_ino(ino, seq):
+            return
+        content = self.contents.get(ino)
+        if content is not None and content.is_active:
+            content.is_stale = True
+            return
+        self.tree.forget_attr(ino)
+        self.xattrs.pop(ino, None)
+        self.notifier.forget_attr(ino)
+
+    def content_changed(self, ino: Ino, seq: Seq, offset: int = 0, length: int = 0) -> None:
+        """Another machine changed bytes (length 0: to the end). Hold the lock."""
+        content = self.contents.get(ino)
+        self.attr_changed(ino, seq)
+        if content is None or not content.is_active:
+            if content is not None:
+                content.extents = None
+            self.notifier.forget_data(ino, offset, length)
+
+    def inode_gone(self, ino: Ino, seq: Seq) -> None:
+        """Another machine removed the last name. An open file stays readable. Hold the lock."""
+        content = self.contents.get(ino)
+        if content is not None and not content.is_orphan and content.handles:
+            attr = self.tree.attr(ino) or Attr(
+                ino=ino,
+                mode=0o100600,
+                nlink=0,
+                uid=0,
+                gid=0,
+                size=content.size,
+                atime_ns=content.mtime_ns,
+                mtime_ns=content.mtime_ns,
+                ctime_ns=content.time_ns,
+                btime_ns=content.time_ns,
+            )
+            self.orphan(content, attr, Seq(seq - 1))
+        self.tree.touch_ino(ino, seq)
+        self.tree.forget_attr(ino)
+        self.tree.forget_directory(ino)
