@@ -7,13 +7,16 @@ mount shows these names, the tools and the web page print them.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
+from everfold import moments
 from everfold.model import NAME_MAX, Version
 
 _DEVICE_MAX = 40
 _NUMBER = re.compile(rb"^\d{4}-\d\d-\d\dT\d\d\.\d\d\.\d\d\.\d{3}Z_v(\d{1,18})_")
-_TYPED = re.compile(rb"^(?P<name>.+)@(?:v(?P<number>\d{1,18})|(?P<first>first))$", re.DOTALL)
+_TYPED = re.compile(rb"^(?P<name>.+)@(?P<which>[^@]+)$", re.DOTALL)
+_TYPED_NUMBER = re.compile(r"^v([1-9]\d{0,17})$")
 
 
 def format_name(name: bytes, version: Version) -> bytes:
@@ -39,9 +42,27 @@ def number_in(listed: bytes) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def parse_typed(typed: bytes) -> tuple[bytes, int] | None:
-    """Read ``NAME@v7`` or ``NAME@first`` as (name, number), first being 0; None for others."""
+def parse_typed(typed: bytes) -> tuple[bytes, str] | None:
+    """Split ``NAME@which`` into (name, which); None when there is no such part."""
     found = _TYPED.match(typed)
     if found is None:
         return None
-    return found["name"], int(found["number"] or 0)
+    return found["name"], found["which"].decode("utf-8", "replace")
+
+
+def pick(versions: Sequence[Version], which: str, now_ns: int) -> Version | None:
+    """Return the version that ``v7``, ``first`` or a moment (`moments.parse`) means.
+
+    `versions` are oldest first; a moment means what the name showed then. None when there is
+    no such version, or `which` is none of these.
+    """
+    if which == "first":
+        return versions[0] if versions else None
+    number = _TYPED_NUMBER.match(which)
+    if number is not None:
+        return next((v for v in versions if v.number == int(number[1])), None)
+    at_ns = moments.parse(which, now_ns)
+    if at_ns is None:
+        return None
+    before = [version for version in versions if version.at_ns <= at_ns]
+    return before[-1] if before else None
