@@ -1,8 +1,9 @@
 """``.versions/``: the past of each directory's names, as read-only folders and files.
 
-Three kinds of virtual nodes, numbered from `VIRTUAL_INO` up while the kernel refers to them:
-the ``.versions`` of a directory, the folder of one name in it, and one version. ``NAME@v7``
-and ``NAME@first`` resolve without being listed. Nothing can be written here; moving a
+Three kinds of virtual nodes, numbered from `VIRTUAL_INO` up: the ``.versions`` of a directory,
+the folder of one name in it, and one version. A node keeps its number while the kernel refers
+to it, and a good while longer, because programs compare inode numbers between two looks.
+``NAME@v7``, ``NAME@first`` and ``NAME@yesterday`` (see `moments`) resolve without being listed. Nothing can be written here; moving a
 version out restores it by reference (see `restore`).
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import stat
+from collections import OrderedDict
 from typing import NamedTuple
 
 import msgspec
@@ -17,7 +19,7 @@ import msgspec
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import Attr, Ino, Version
-from everfold.versionname import format_name, number_in, parse_typed
+from everfold.versionname import format_name, number_in, parse_typed, pick
 from mount import patience
 from mount.core import Core
 from mount.filesystem import VIRTUAL_INO, Node
@@ -25,6 +27,7 @@ from mount.filesystem import VIRTUAL_INO, Node
 VERSIONS = b".versions"
 _TTL_S = 1.0
 _SETTLE_S = 2.0
+_IDLE_MAX = 20_000  # nodes without a reference that keep their number
 
 
 class Key(NamedTuple):
@@ -47,9 +50,10 @@ class HistoryTree:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._numbers = itertools.count(VIRTUAL_INO)
-        self._keys: dict[Ino, Key] = {}  # these four are guarded by the core's lock
+        self._keys: dict[Ino, Key] = {}  # these five are guarded by the core's lock
         self._inos: dict[Key, Ino] = {}
         self._references: dict[Ino, int] = {}
+        self._idle: OrderedDict[Ino, None] = OrderedDict()  # without references, oldest first
         self._known: dict[tuple[Ino, bytes], tuple[object, list[Version]]] = {}
 
     # ------------------------------------------------------------ nodes
@@ -69,7 +73,17 @@ class HistoryTree:
                 ino = Ino(next(self._numbers))
                 self._inos[key] = ino
                 self._keys[ino] = key
+                self._rest(ino)
+            elif ino in self._idle:
+                self._idle.move_to_end(ino)
             return ino
+
+    def _rest(self, ino: Ino) -> None:
+        """Nobody refers to a node now; the one that rested longest loses its number."""
+        self._idle[ino] = None
+        if len(self._idle) > _IDLE_MAX:
+            oldest, _ = self._idle.popitem(last=False)
+            del self._inos[self._keys.pop(oldest)]
 
     def versions_of(self, directory: Ino) -> Ino:
         """Return the node of a directory's ``.versions``."""
@@ -79,18 +93,16 @@ class HistoryTree:
         """Count a reference of the kernel."""
         with self._core.lock:
             self._references[ino] = self._references.get(ino, 0) + 1
+            self._idle.pop(ino, None)
 
     def forget(self, ino: Ino, count: int) -> None:
-        """Give references back; a node without any loses its number."""
+        """Give references back."""
         with self._core.lock:
-            left = self._references.get(ino, 0) - count
+            left = self._references.pop(ino, 0) - count
             if left > 0:
                 self._references[ino] = left
-                return
-            self._references.pop(ino, None)
-            key = self._keys.pop(ino, None)
-            if key is not None:
-                self._inos.pop(key, None)
+            elif ino in self._keys:
+                self._rest(ino)
 
     def attr(self, ino: Ino) -> Attr:
         """Return the attributes of a virtual node."""
@@ -183,10 +195,9 @@ class HistoryTree:
         typed = parse_typed(name)
         if typed is not None:
             versions = self.versions(directory, typed[0])
-            if versions:
-                number = typed[1] or versions[0].number
-                self.version(Key(directory, typed[0], number))
-                return Key(directory, typed[0], number)
+            found = pick(versions, typed[1], self._core.clock.time_ns())
+            if found is not None:
+                return Key(directory, typed[0], found.number)
         raise EverfoldError(Kind.NOT_FOUND, "the name has no history")
 
     def listing(self, ino: Ino) -> tuple[Ino, list[tuple[bytes, Ino, int]]]:
