@@ -105,7 +105,7 @@ class Xattrs:
             raise EverfoldError(Kind.NO_ATTR, "no such extended attribute")
         if name == "version":
             return str(attr.version).encode()
-        if name in ("replicas", "durable", "hash"):
+        if name in ("replicas", "durable", "hash", "author"):
             patience.require()
             return self._of_blocks(attr, name).encode()
         raise EverfoldError(Kind.NO_ATTR, "no such extended attribute")
@@ -118,6 +118,8 @@ class Xattrs:
         if is_local and name == "durable":
             return "no"
         answer = core.read(lambda: core.names.extents(wire.GetExtents(core.space, attr.ino)))
+        if name == "author":
+            return answer.author
         if name == "hash":
             digest = blake3(answer.size.to_bytes(8, "little"))
             for extent in _merged(answer):

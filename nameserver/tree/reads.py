@@ -54,6 +54,7 @@ _LIST_THEN: Final = (
     f" WHERE e.space_id = ? AND e.parent = ? AND e.name > ? AND {_E_THEN}"
     " ORDER BY e.name LIMIT ?"
 )
+_AUTHOR: Final = "SELECT author FROM version WHERE space_id = ? AND ino = ? AND k = ?"
 _PARENT_NOW: Final = (
     "SELECT parent FROM entry INDEXED BY entry_ino"
     " WHERE space_id = ? AND ino = ? AND died IS NULL LIMIT 1"
@@ -160,7 +161,9 @@ class Moment:
             found = extents.at(self._cx, self._space, ask.ino, self.seq, ask.offset, end)
         named = {extent.block for extent in found}
         where = dict(blocks.where(self._cx, self._space, named)) if named else {}
-        return wire.FileExtents(self.seq, attr.size, attr.version, found, where)
+        row = self._cx.one(_AUTHOR, self._space, ask.ino, attr.version)
+        author = "" if row is None else row[0]
+        return wire.FileExtents(self.seq, attr.size, attr.version, found, where, author)
 
     def walk(self, names: Sequence[bytes]) -> tuple[Ino, Entry | None]:
         """Follow names from the root; return the last one's directory, and what is there."""
