@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections import OrderedDict
+from itertools import zip_longest
 from typing import Final
 
 import msgspec
@@ -97,7 +98,7 @@ def _numbered(cx: Cx, space: SpaceId, parent: Ino, name: bytes) -> list[tuple[Ve
     rows = cx.all(_LIVES, space, parent, name)
     listed: list[tuple[Version, bool]] = []
     seen: set[tuple[int, int]] = set()
-    for row, after in zip(rows, [*rows[1:], None], strict=True):
+    for row, after in zip_longest(rows, rows[1:]):
         born, _, ino, _, k = row[:5]
         if (ino, k) in seen:
             continue
