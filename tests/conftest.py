@@ -14,8 +14,10 @@ import pytest
 
 from tests.harness import machine
 from tests.harness.databases import database, database_url, postgres_server
+from tests.harness.folders import here, live, live_cluster
 
-__all__ = ["database", "database_url", "postgres_server"]  # fixtures of every test module
+# fixtures of every test module
+__all__ = ["database", "database_url", "here", "live", "live_cluster", "postgres_server"]
 
 EXPECTS = "expects_warnings"
 GRACE_S = 3.0  # for processes that a test ended without waiting for them
