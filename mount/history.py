@@ -3,8 +3,8 @@
 Three kinds of virtual nodes, numbered from `VIRTUAL_INO` up: the ``.versions`` of a directory,
 the folder of one name in it, and one version. A node keeps its number while the kernel refers
 to it, and a good while longer, because programs compare inode numbers between two looks.
-``NAME@v7``, ``NAME@first`` and ``NAME@yesterday`` (see `moments`) resolve without being listed. Nothing can be written here; moving a
-version out restores it by reference (see `restore`).
+``NAME@v7``, ``NAME@first`` and ``NAME@yesterday`` (see `moments`) resolve without being listed.
+Nothing can be written here; moving a version out restores it by reference (see `restore`).
 """
 
 from __future__ import annotations
