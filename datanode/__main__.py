@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--capacity", type=int, default=0, help="bytes it may use (0: all)")
     parser.add_argument("--floor", type=int, help="bytes to leave free on the filesystem")
     parser.add_argument("--scrub-rate", type=float, help="bytes a second")
-    parser.add_argument("--scrub-pause", type=float, default=5.0, help="seconds between prefixes")
+    parser.add_argument("--scrub-pause", type=float, default=0.2, help="seconds between prefixes")
     parser.add_argument("--ready-file", type=Path)
     parser.add_argument("--log-file", type=Path)
     parser.add_argument("--log-level", default="INFO")

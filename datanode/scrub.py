@@ -17,14 +17,14 @@ from datanode.node import Node
 from everfold.errors import EverfoldError
 
 log = logging.getLogger("datanode.scrub")
-_RATE_MIN = 1024 * 1024
+_RATE_MIN = 4 * 1024 * 1024
 _PASS_S = 7 * 24 * 3600.0  # a full pass takes so long, unless that is below the least rate
-_PAUSE_S = 5.0
+_PAUSE_S = 0.2  # so a small node is read through within a minute
 _PREFIXES = 256
 
 
 class Scrub(threading.Thread):
-    """Scrubs until `close`. `rate` in bytes a second (None: a pass a week, at least 1 MiB/s)."""
+    """Scrubs until `close`. `rate` in bytes a second (None: a pass a week, at least 4 MiB/s)."""
 
     def __init__(self, node: Node, rate: float | None = None, pause_s: float = _PAUSE_S) -> None:
         super().__init__(name="scrub", daemon=True)
