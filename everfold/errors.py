@@ -44,7 +44,6 @@ class Kind(enum.Enum):
     NO_ATTR = "no_attr"  # no such extended attribute
     RANGE = "range"  # the buffer is too small, or a byte range that cannot be served
     NO_DATA = "no_data"  # nothing but holes from there on (lseek)
-    NO_EXTENT = "no_extent"  # SEEK_DATA or SEEK_HOLE found nothing from there to the end
     UNSUPPORTED = "unsupported"
     BUSY = "busy"
     WOULD_BLOCK = "would_block"  # a lock is held by another
@@ -96,7 +95,6 @@ _TABLE: dict[Kind, _Row] = {
     Kind.NO_ATTR: _Row(404, errno.ENODATA, False),
     Kind.RANGE: _Row(416, errno.ERANGE, False),
     Kind.NO_DATA: _Row(416, errno.ENXIO, False),
-    Kind.NO_EXTENT: _Row(416, errno.ENXIO, False),
     Kind.UNSUPPORTED: _Row(501, errno.EOPNOTSUPP, False),
     Kind.BUSY: _Row(409, errno.EBUSY, True),
     Kind.WOULD_BLOCK: _Row(409, errno.EAGAIN, True),

@@ -395,7 +395,7 @@ class Files:
     # ------------------------------------------------------------ holes and copies
 
     def lseek(self, fh: int, offset: int, whence: int) -> int:
-        """Find the next data or hole at or after `offset`; NO_DATA is errno ENXIO (RANGE)."""
+        """Find the next data or hole at or after `offset`; NO_DATA when there is none."""
         content = self.handle(fh).content
         self._core.refresh(content)
         self._core.load_extents(content)

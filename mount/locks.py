@@ -17,7 +17,7 @@ from everfold.model import SIZE_MAX, Ino, Lock, LockKind, LockType, MountId
 from mount import patience
 from mount.core import Core
 from mount.feed import wait_for_feed
-from mount.files import Files
+from mount.files import Files, Handle
 from mount.knowledge import READ_DEADLINE_S
 
 _RETRY_S = 0.5  # a lock may fall without the feed's telling (a machine died)
@@ -48,16 +48,17 @@ class Locks:
         if lock.type is LockType.UNLOCK and not self.holds(lock.ino, lock.kind, lock.owner):
             return
         patience.require()
+        handle = self._files.handle(fh)
         if lock.type is LockType.UNLOCK:
             try:
-                self._files.sync(self._files.handle(fh).content)
+                self._files.sync(handle.content)
             finally:
-                self._ask(lock, is_waiting=False)  # a lock never outlives a failure to sync
+                self._ask(handle, lock, is_waiting=False)  # a lock never outlives a failure to sync
             return
         while True:
             gen = self._core.locks_gen
             try:
-                self._ask(lock, cancel is not None)
+                self._ask(handle, lock, cancel is not None)
                 return
             except EverfoldError as err:
                 if err.kind is not Kind.WOULD_BLOCK or cancel is None:
@@ -65,7 +66,7 @@ class Locks:
             if self._await_change(gen, cancel):
                 raise EverfoldError(Kind.INTERRUPTED, "interrupted while waiting for a lock")
 
-    def _ask(self, lock: Lock, is_waiting: bool) -> None:
+    def _ask(self, handle: Handle, lock: Lock, is_waiting: bool) -> None:
         core = self._core
         ask = wire.SetLock(core.space, self._mount, lock, is_waiting)
         granted = with_retries(lambda _left: self._set(ask), READ_DEADLINE_S)
@@ -74,6 +75,7 @@ class Locks:
         with self._lock:
             if lock.type is not LockType.UNLOCK:
                 self._held.add((lock.ino, lock.kind, lock.owner))
+                handle.locks.add(lock.owner)
             elif lock.start == 0 and lock.end == SIZE_MAX:
                 self._held.discard((lock.ino, lock.kind, lock.owner))
         if lock.type is not LockType.UNLOCK:
@@ -109,3 +111,11 @@ class Locks:
         ino = self._files.handle(fh).content.ino
         if self.holds(ino, kind, owner):
             self.set(fh, Lock(ino, kind, LockType.UNLOCK, owner, 0, SIZE_MAX, 0), None)
+
+    def drop_all(self, fh: int) -> None:
+        """Drop the fcntl locks that were taken through a file and not let go by a close.
+
+        The kernel tells of no close of a file that was opened read-only (see `Opened.no_flush`).
+        """
+        for owner in list(self._files.handle(fh).locks):
+            self.drop(fh, LockKind.POSIX, owner)

@@ -234,6 +234,7 @@ class Vfs:
     def release(self, fh: int, lock_owner: int, flock_release: bool) -> None:
         if flock_release:
             self._locks.drop(fh, LockKind.FLOCK, lock_owner)
+        self._locks.drop_all(fh)
         self._files.release(fh)
 
     def fsync(self, fh: int, datasync: bool) -> None:

@@ -526,7 +526,7 @@ class MemoryFilesystem:
     def lseek(self, fh: int, offset: int, whence: int) -> int:
         inode = self._handle(fh).inode
         if offset >= inode.size:
-            raise EverfoldError(Kind.NO_EXTENT, "beyond the end")
+            raise EverfoldError(Kind.NO_DATA, "beyond the end")
         wants_data = whence == os.SEEK_DATA
         number = offset // PAGE
         while number * PAGE < inode.size:
@@ -534,7 +534,7 @@ class MemoryFilesystem:
                 return max(offset, number * PAGE)
             number += 1
         if wants_data:
-            raise EverfoldError(Kind.NO_EXTENT, "a hole up to the end")
+            raise EverfoldError(Kind.NO_DATA, "a hole up to the end")
         return inode.size
 
     @_atomic
