@@ -125,7 +125,9 @@ def tables(db: pw.Database) -> SimpleNamespace:
         """What stat tells of an inode, during a stretch of its life (see `model.Attr`).
 
         `version` is k of the content then (0: never written); `content` the commit that
-        last changed its bytes. The last row of an inode that lost its last name is closed.
+        last changed its bytes. The last row of an inode that lost its last name is closed. The
+        hidden inode of a conflict (see `Version`) lives in one commit only; its `rdev` is the
+        inode that was written.
         """
 
         space = pw.IntegerField(column_name="space_id")

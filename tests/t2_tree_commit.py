@@ -39,7 +39,7 @@ def test_a_retry_is_answered_as_the_first_time_and_applies_nothing(stage: Stage,
     first = stage.tree.commit(ask, w.author)
     again = stage.tree.commit(ask, w.author)
 
-    assert again == first
+    assert (again.seq, again.results) == (first.seq, first.results)
     assert [r.kind for r in first.results] == ["", "exists", "not_found"]
     assert stage.seq == 1
 

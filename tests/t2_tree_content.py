@@ -427,3 +427,94 @@ def test_no_question_about_now_finds_the_hidden_bytes_of_a_conflict(
     assert not stage.tree.attrs(wire.GetAttrs(stage.space, [hidden])).attrs
     assert stage.read(hidden, stage.versions("f")[-1].seq) == b"late"
     assert w.commit(wire.Write(hidden, 0, 0, 1, 1, []))[0].kind == Kind.NOT_FOUND.value
+
+
+def test_a_late_write_goes_on_from_what_its_own_mount_wrote_over_the_same_base(
+    stage: Stage, w: Writer
+) -> None:
+    ino = w.save("f", b"base....")
+    other = stage.writer("m2")
+    write(other, ino, 8, [(4, b"AB")], base=1)
+    write(w, ino, 8, [(0, b"THEM")], base=2, cut=0)
+    write(other, ino, 8, [(6, b"CD")], base=1, is_late=True)
+
+    assert stage.story("f")[1:] == [(2, b"baseAB.."), (3, b"THEM\0\0\0\0"), (4, b"baseABCD")]
+    assert stage.attr("f").version == 3
+
+
+def late(w: Writer, ino: Ino, size: int, at: int, data: bytes, **more: object) -> wire.Result:
+    """Commit a late write of a file that may be gone, over its first version."""
+    stored = w.stage.put(data)
+    laid = [Extent(at, len(data), stored.block)]
+    op = wire.Write(ino, 1, size, w.now, w.now, laid, is_late=True, **more)  # type: ignore[arg-type]
+    return w.commit(op, stored=[stored])[0]
+
+
+def test_a_late_write_to_a_deleted_file_is_kept_in_the_history_of_its_name(
+    stage: Stage, w: Writer
+) -> None:
+    other = stage.writer("m2", "bob", "desktop")
+    ino = w.save("f", b"base....")
+    w.rename("f", "g")
+    w.unlink("g")
+    result = late(other, ino, 8, 4, b"late")
+
+    assert (result.kind, result.version, result.conflict) == ("", 2, True)
+    assert stage.story("g") == [(1, b"base...."), (2, b"baselate")]
+    assert [(v.author, v.conflict) for v in stage.versions("g")] == [("ann", False), ("bob", True)]
+    assert stage.names() == []
+    w.save("g", b"a new file")
+    assert stage.story("g")[2] == (3, b"a new file")
+
+
+def test_a_late_write_to_a_replaced_file_is_a_conflict_of_what_replaced_it(
+    stage: Stage, w: Writer
+) -> None:
+    other = stage.writer("m2")
+    ino = w.save("f", b"base....")
+    w.save("tmp", b"theirs")
+    w.rename("tmp", "f")
+    late(other, ino, 8, 4, b"AB", is_sealed=False)
+    late(other, ino, 8, 6, b"CD", is_sealed=False)
+    assert [v.sealed for v in stage.versions("f")] == [True, True, False]
+    other.do(wire.Seal(ino, other.now))
+    late(other, ino, 9, 8, b"E")
+    w.save("f", b"theirs again")
+
+    assert stage.story("f") == [
+        (1, b"base...."), (2, b"theirs"), (3, b"baseABCD"), (4, b"baseABCDE"), (5, b"theirs again")
+    ]  # fmt: skip
+    assert all(v.sealed for v in stage.versions("f"))
+
+
+def test_a_late_write_beside_a_new_file_that_is_not_written_yet_is_kept(
+    stage: Stage, w: Writer
+) -> None:
+    ino = w.save("f", b"base....")
+    w.unlink("f")
+    fresh = w.make("f")
+    late(stage.writer("m2"), ino, 8, 4, b"late")
+    assert stage.story("f") == [(1, b"base...."), (2, b"baselate")]
+    assert not any(v.current for v in stage.versions("f"))
+    result = write(w, fresh, 5, [(0, b"first")])
+
+    assert not result.conflict
+    assert stage.story("f") == [(1, b"base...."), (2, b"baselate"), (3, b"first")]
+    w.unlink("f")
+    w.save("f", b"next")
+    assert stage.story("f")[3] == (4, b"next")
+
+
+def test_a_late_write_that_fits_nowhere_is_refused(stage: Stage, w: Writer) -> None:
+    ino = w.save("f", b"base....")
+    w.unlink("f")
+    w.mkdir("f")
+    assert late(w, ino, 8, 4, b"late").kind == Kind.NOT_FOUND.value
+    assert late(w, Ino(999), 8, 4, b"late").kind == Kind.NOT_FOUND.value
+    w.rmdir("f")
+    w.save("f", b"other")
+    w.rename("f", "away")
+    w.save("away", b"other, elsewhere")
+    before = stage.seq
+    assert late(w, ino, 8, 4, b"late").kind == Kind.NOT_FOUND.value
+    assert stage.seq == before

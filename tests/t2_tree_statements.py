@@ -13,14 +13,15 @@ from nameserver.tree import (
     attributes,
     batch,
     commit,
-    content,
     extents,
     history,
+    late,
     pending,
     reads,
+    tree,
 )
 
-MODULES = [attributes, batch, commit, content, extents, history, pending, reads]
+MODULES = [attributes, batch, commit, extents, history, late, pending, reads, tree]
 
 
 def statements(module: ModuleType) -> list[tuple[str, str]]:

@@ -100,6 +100,14 @@ class Batch:
             raise EverfoldError(Kind.NOT_FOUND, "no such inode", str(ino))
         return found
 
+    def is_live(self, ino: int) -> bool:
+        """Tell whether there is such an inode."""
+        try:
+            self.inode(ino)
+        except EverfoldError:
+            return False
+        return True
+
     def directory(self, ino: int) -> Inode:
         """Return a live directory; NOT_FOUND, NOT_DIR."""
         found = self.inode(ino)
@@ -127,13 +135,14 @@ class Batch:
 
     def current(self, inode: Inode) -> VersionRow | None:
         """Return the version that is the inode's content now; `inode.top` is known after it."""
-        if inode.current is None and inode.version:
+        if not inode.is_known:
             rows = [
                 VersionRow(row, is_stored=True)
                 for row in self.cx.all(_VERSIONS, self.space, inode.ino, inode.version)
             ]
-            inode.current = rows[0] if rows else None
+            inode.current = rows[0] if rows and inode.version else None
             inode.top = rows[-1].k if rows else inode.version
+            inode.is_known = True
         return inode.current
 
     def is_empty(self, directory: Inode) -> bool:
@@ -170,7 +179,7 @@ class Batch:
 
     def keep(self, entry: EntryRow, inode: Inode) -> None:
         """Before a name lets go of an inode: keep what it shows, if only this commit made it."""
-        if inode.version and self.seq in (entry.born, inode.content):
+        if (inode.version or inode.top) and self.seq in (entry.born, inode.content):
             self.next_seq()
 
     # ------------------------------------------------------------ changing inodes
@@ -214,7 +223,8 @@ class Batch:
     def open_entry(self, slot: Slot, inode: Inode) -> None:
         """Let a free name lead to `inode` from now on."""
         used = slot.used
-        shown = self._shown_before(slot, inode) if used and inode.version else 0
+        is_old = inode.top > 0 or not inode.is_known
+        shown = self._shown_before(slot, inode) if used and is_old else 0
         entry = EntryRow(self.seq, None, inode.ino, used - shown, 0, is_stored=False)
         slot.rows.append(entry)
         self.pending.fresh_entry(slot, entry)

@@ -8,10 +8,9 @@ current. The rules:
  - A write over a version of another mount that its writer had not seen (`base`) is done, and
    the version it covers is marked as a conflict: it stays in the history.
  - A late write (`is_late`, replayed after the mount was away) in that case does not become
-   current: what it would have made of its base is kept as the bytes of a hidden inode and
-   listed as the next version, marked as a conflict. `version` of the inode stays, so a
-   conflict's k may lie above the current one; numbers rise and are unique all the same.
-   Later late writes of the same mount over the same base go on from that conflict.
+   current: it is kept aside as a version marked as a conflict (`late`). `version` of the inode
+   stays, so a conflict's k may lie above the current one; numbers rise and are unique all the
+   same.
 """
 
 from __future__ import annotations
@@ -20,40 +19,28 @@ from typing import Final
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.extents import PieceMap
-from everfold.model import BlockId, Ino
-from nameserver.tree import checks, extents, history
+from everfold.model import Ino
+from nameserver.tree import checks, extents, history, late, versions
 from nameserver.tree.batch import Batch
 from nameserver.tree.extents import Patch
-from nameserver.tree.rows import VERSION_COLUMNS, Inode, VersionRow
+from nameserver.tree.rows import Inode
 
 _RANGES_MAX: Final = 8  # of one write, in the feed; more become one that covers them
-
-_BRANCH: Final = (
-    f"SELECT {VERSION_COLUMNS} FROM version WHERE space_id = ? AND ino = ? AND mount = ?"
-    " AND base = ? AND content_ino <> ino ORDER BY k DESC LIMIT 1"
-)
-_BASE: Final = (
-    f"SELECT {VERSION_COLUMNS} FROM version WHERE space_id = ? AND ino = ? AND k <= ?"
-    " ORDER BY k DESC LIMIT 1"
-)
-_OPEN_BRANCHES: Final = (
-    "UPDATE version SET is_sealed = 1 WHERE space_id = ? AND ino = ? AND mount = ?"
-    " AND content_ino <> ino AND is_sealed = 0"
-)
 
 
 def write(batch: Batch, op: wire.Write) -> wire.Result:
     """See `wire.Write`."""
     checks.writing(op, batch.size_max)
-    inode = batch.file(op.ino)
     if any(extent.block in batch.unsafe for extent in op.extents):
         raise EverfoldError(Kind.UNAVAILABLE, "a block is not on enough datanodes yet")
     patch = Patch(op.size, op.extents, op.holes, op.cut)
+    if op.is_late and not batch.is_live(op.ino):
+        return late.keep_after_death(batch, op, patch)
+    inode = batch.file(op.ino)
     current = batch.current(inode)
     is_stale = current is not None and current.mount != batch.mount and current.k > op.base
     if is_stale and op.is_late:
-        return _keep_aside(batch, op, inode, patch)
+        return late.keep_aside(batch, op, inode, patch)
     batch.check_quota(op.size - inode.size)
     if not replace(batch, inode, patch, op.base, is_sealed=op.is_sealed, is_stale=is_stale):
         is_stale = False
@@ -70,15 +57,16 @@ def write(batch: Batch, op: wire.Write) -> wire.Result:
 def seal(batch: Batch, op: wire.Seal) -> wire.Result:
     """See `wire.Seal`. A file that was never written gets its first, empty version."""
     checks.int64(op.time_ns)
+    if not batch.is_live(op.ino) and late.seal(batch, op.ino):
+        return wire.Result(ino=op.ino)
     inode = batch.file(op.ino)
     current = batch.current(inode)
     if not inode.version:
-        replace(batch, inode, Patch(0, [], [], None), 0, is_sealed=True, is_stale=False)
+        versions.add_first(batch, inode)
     elif current is not None and current.mount == batch.mount:
         batch.seal(inode, current)
     if inode.top > inode.version:
-        batch.pending.flush()
-        batch.cx.run(_OPEN_BRANCHES, batch.space, inode.ino, batch.mount)
+        late.seal(batch, inode.ino)
     return wire.Result(ino=op.ino, version=inode.version)
 
 
@@ -106,7 +94,7 @@ def replace(
     inode.size = patch.size
     inode.content = batch.seq
     if current is not None and not current.is_sealed and current.mount == batch.mount:
-        _renew(batch, inode, current, is_sealed)
+        versions.renew(batch, inode, current, is_sealed)
         batch.pending.dirty_version(inode.ino, current)
     else:
         if current is not None:
@@ -114,10 +102,7 @@ def replace(
             if is_stale:
                 current.is_conflict = 1
                 batch.pending.dirty_version(inode.ino, current)
-        version = _version(batch, inode, inode.top + 1, base, is_sealed)
-        batch.add_version(inode, version)
-        inode.current = version
-        inode.version = version.k
+        versions.add_current(batch, inode, base, is_sealed)
     return True
 
 
@@ -156,23 +141,6 @@ def restore(batch: Batch, op: wire.Restore) -> wire.Result:
     return wire.Result(ino=Ino(inode.ino), version=inode.version)
 
 
-def _version(batch: Batch, inode: Inode, k: int, base: int, is_sealed: bool) -> VersionRow:
-    user, device = batch.author
-    return VersionRow(
-        (k, batch.seq, batch.at_ns, inode.size, inode.mtime_ns, inode.mode, user, device,
-         batch.mount, inode.ino, int(is_sealed), 0, 0, base),
-        is_stored=False,
-    )  # fmt: skip
-
-
-def _renew(batch: Batch, inode: Inode, version: VersionRow, is_sealed: bool) -> None:
-    """Let an open version be the bytes that `inode` has as of this commit."""
-    version.author, version.device = batch.author
-    version.seq, version.at_ns = batch.seq, batch.at_ns
-    version.size, version.mode = inode.size, inode.mode
-    version.is_sealed = int(is_sealed)
-
-
 def _tell(batch: Batch, inode: Inode, patch: Patch) -> None:
     """Note for the feed which bytes change; length 0: from there to the end."""
     ranges = [(e.offset, e.length) for e in patch.extents] + [h for h in patch.holes if h[1]]
@@ -189,54 +157,6 @@ def _tell(batch: Batch, inode: Inode, patch: Patch) -> None:
         ranges = [(start, end - start)]
     for offset, length in ranges:
         batch.changed("data", inode.ino, at=offset, length=length)
-
-
-def _keep_aside(batch: Batch, op: wire.Write, inode: Inode, patch: Patch) -> wire.Result:
-    """Keep the bytes of a late write as a conflict; the current content stays."""
-    batch.pending.flush()
-    branch = _row(batch, _BRANCH, inode.ino, batch.mount, op.base)
-    origin = branch or _row(batch, _BASE, inode.ino, op.base)
-    before = extents.at(batch.cx, batch.space, origin.content_ino, origin.seq) if origin else []
-    pieces = extents.patched(before, patch)
-    if _is_current(batch, inode, op.size, pieces):
-        return wire.Result(ino=op.ino, version=inode.version)
-    hidden = _hidden(batch, op, inode, pieces)
-    if branch is not None and not branch.is_sealed:
-        version = branch
-        _renew(batch, hidden, version, op.is_sealed)
-    else:
-        version = _version(batch, hidden, inode.top + 1, op.base, op.is_sealed)
-        batch.add_version(inode, version)
-    version.content_ino = hidden.ino
-    version.mtime_ns = op.mtime_ns
-    version.is_conflict = 1
-    batch.pending.dirty_version(inode.ino, version)
-    batch.changed("attr", inode.ino)
-    return wire.Result(ino=op.ino, version=version.k, conflict=True)
-
-
-def _row(batch: Batch, statement: str, *values: object) -> VersionRow | None:
-    row = batch.cx.one(statement, batch.space, *values)
-    return VersionRow(row, is_stored=True) if row else None
-
-
-def _is_current(batch: Batch, inode: Inode, size: int, pieces: PieceMap[BlockId]) -> bool:
-    if size != inode.size:
-        return False
-    live = extents.now(batch.cx, batch.space, inode.ino)
-    return list(extents.patched(live, Patch(size, [], [], None))) == list(pieces)
-
-
-def _hidden(batch: Batch, op: wire.Write, inode: Inode, pieces: PieceMap[BlockId]) -> Inode:
-    """Make the inode that no name leads to, which has the bytes of a conflict."""
-    values = (inode.mode, 0, inode.uid, inode.gid, op.size, inode.atime_ns, op.mtime_ns,
-              op.time_ns, inode.btime_ns, 0, pieces.covered, 0, batch.seq, b"", 0)  # fmt: skip
-    hidden = Inode(batch.next_ino, batch.seq, values, is_stored=False)
-    batch.next_ino += 1
-    batch.pending.hidden_inode(hidden, batch.seq + 1)
-    extents.keep_hidden(batch, hidden.ino, pieces)
-    batch.history_bytes += pieces.covered
-    return hidden
 
 
 def _copy(batch: Batch, op: wire.Restore, ino: int) -> Inode:

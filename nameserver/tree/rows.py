@@ -49,7 +49,7 @@ class Inode:
 
     __slots__ = (
         "allocated", "atime_ns", "born", "btime_ns", "content", "ctime_ns", "current", "gid",
-        "has_xattrs", "ino", "is_dirty", "is_stored", "mode", "mtime_ns", "nlink", "rdev",
+        "has_xattrs", "ino", "is_known", "is_stored", "mode", "mtime_ns", "nlink", "rdev",
         "size", "target", "top", "uid", "version",
     )  # fmt: skip
 
@@ -60,9 +60,9 @@ class Inode:
          self.ctime_ns, self.btime_ns, self.rdev, self.allocated, self.version, self.content,
          self.target, self.has_xattrs) = row  # fmt: skip
         self.is_stored = is_stored
-        self.is_dirty = False
-        self.current: VersionRow | None = None  # loaded by `Batch.current`
-        self.top = 0  # the greatest k, known once `current` is
+        self.is_known = not is_stored  # whether the next two were asked for
+        self.current: VersionRow | None = None  # see `Batch.current`
+        self.top = 0  # the greatest k
 
     def values(self) -> Row:
         """Return what `INODE_COLUMNS` name."""

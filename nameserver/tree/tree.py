@@ -5,6 +5,8 @@ Who may ask is decided before: nothing here knows permissions, tokens or session
 
 from __future__ import annotations
 
+from typing import Final
+
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import NOW, SIZE_MAX, MountId, SpaceId, SpaceUsage
@@ -16,6 +18,11 @@ from nameserver.tree.batch import Author
 from nameserver.tree.commit import Committer
 from nameserver.tree.ledger import BlockLedger
 from nameserver.tree.reads import Moment
+
+_SEAL_ALL: Final = (
+    "UPDATE version INDEXED BY version_open SET is_sealed = 1"
+    " WHERE space_id = ? AND mount = ? AND is_sealed = 0"
+)
 
 
 class Tree:
@@ -55,11 +62,7 @@ class Tree:
 
     def seal_all(self, cx: Cx, space: SpaceId, mount: MountId) -> int:
         """Complete every version that a mount left open (it ended, or went quiet)."""
-        return cx.run(
-            "UPDATE version SET is_sealed = 1 WHERE space_id = ? AND mount = ? AND is_sealed = 0",
-            space,
-            mount,
-        )
+        return cx.run(_SEAL_ALL, space, mount)
 
     # ------------------------------------------------------------ reading
 
