@@ -45,8 +45,8 @@ _NAMES: Final = (
     "SELECT e.name, e.died, e.vlast, e.vbase, c.at_ns,"
     " (SELECT i.mode FROM inode i WHERE i.space_id = e.space_id AND i.ino = e.ino"
     "  ORDER BY i.born DESC LIMIT 1),"
-    " (SELECT i.version FROM inode i WHERE i.space_id = e.space_id AND i.ino = e.ino"
-    "  ORDER BY i.born DESC LIMIT 1)"
+    " COALESCE((SELECT MAX(v.k) FROM version v WHERE v.space_id = e.space_id"
+    "  AND v.ino = e.ino), 0)"
     " FROM entry e LEFT JOIN commit_log c ON c.space_id = e.space_id AND c.seq = e.died"
     " WHERE e.space_id = ? AND e.parent = ? ORDER BY e.name, e.born"
 )
@@ -146,8 +146,8 @@ def names(cx: Cx, ask: wire.GetHistoryNames) -> list[HistoryName]:
     for row in cx.all(_NAMES, ask.space, ask.parent):
         newest[row[0]] = row
     listed = []
-    for name, died, vlast, vbase, died_ns, mode, version in newest.values():
-        used = vbase + version if died is None else vlast
+    for name, died, vlast, vbase, died_ns, mode, top in newest.values():
+        used = vbase + top if died is None else vlast
         if used or (died is not None and mode & 0o170000 == 0o040000):
             listed.append(HistoryName(name, mode, died is None, died_ns or 0))
     return listed
