@@ -79,12 +79,20 @@ class MemoryNode:
 class World:
     """See the module's docstring. Use as a context manager."""
 
-    def __init__(self, folder: Path, database: str = "", nodes: int = 3) -> None:
+    def __init__(
+        self, folder: Path, database: str = "", nodes: int = 3, write_lease_s: float = 5.0
+    ) -> None:
         self.folder = folder
         clock = SystemClock()
         self.db = Database(database or f"sqlite:///{folder}/nameserver.db")
         policy = Policy(
-            suspect_s=NEVER_S, down_s=NEVER_S, bcrypt_rounds=4, gc_grace_s=NEVER_S, settle_s=0.0
+            suspect_s=NEVER_S,
+            down_s=NEVER_S,
+            bcrypt_rounds=4,
+            gc_grace_s=NEVER_S,
+            settle_s=0.0,
+            write_lease_s=write_lease_s,
+            write_calm_s=0.2,
         )
         self.service = Service(self.db, clock, policy, Secrets("s" * 32, "j" * 32, "c" * 32))
         user = self.service.accounts.create("ann", "a long enough password")
