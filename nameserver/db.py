@@ -7,7 +7,9 @@ power cut), one connection a thread, one writer at a time. PostgreSQL: reads run
 READ, so that an answer and its `seq` are of one moment; writers lock their space's row.
 
 SQLite's planner, without statistics, takes a primary key's short prefix for better than a
-partial index: hot statements say ``INDEXED BY``, which is taken out for PostgreSQL.
+partial index: hot statements say ``INDEXED BY``, which is taken out for PostgreSQL. That, on
+tables that grew since it last looked, joins by the space's number alone (5,000 entries: 2.3 s);
+``a.space_id = b.space_id + 0`` hides from it that this is a constant.
 """
 
 from __future__ import annotations

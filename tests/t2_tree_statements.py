@@ -20,6 +20,7 @@ from nameserver.tree import (
     reads,
     tree,
 )
+from tests.harness.databases import PostgresServer, postgres_server  # noqa: F401
 
 MODULES = [attributes, batch, commit, extents, history, late, pending, reads, tree]
 
@@ -49,3 +50,22 @@ def test_no_statement_reads_more_of_a_table_than_it_must(
 
     assert found
     assert slow == []
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("name", ["_NAME_NOW", "_NAME_THEN", "_LIST_NOW", "_LIST_THEN"])
+def test_postgresql_joins_by_inode_on_tables_that_it_has_not_analyzed(
+    postgres_server: PostgresServer,  # noqa: F811
+    name: str,
+) -> None:
+    db = Database(postgres_server.new_database())
+    sql: str = vars(reads)[name]
+    values = [
+        b"x" if column == "name" else 1 for column in re.findall(r"(\w+|LIMIT) (?:[<>=]+ )?\?", sql)
+    ]
+    with db.read() as cx:
+        plan = "\n".join(row[0] for row in cx.all(f"EXPLAIN {sql}", *values))
+    db.close()
+
+    assert "(ino = e.ino)" in plan
+    assert "Join Filter" not in plan

@@ -33,12 +33,12 @@ _LIVES: Final = (
     " v.mode, v.author, v.device, v.is_sealed, v.is_conflict"
     " FROM entry e CROSS JOIN version v"  # CROSS: SQLite keeps this order
     " WHERE e.space_id = ? AND e.parent = ? AND e.name = ?"
-    " AND v.space_id = e.space_id AND v.ino = e.ino"
+    " AND v.space_id = e.space_id + 0 AND v.ino = e.ino"
     " AND (e.died IS NULL OR v.k <= e.vlast - e.vbase) ORDER BY e.born, v.k"
 )
 _CURRENT: Final = (
     "SELECT i.ino, i.version FROM entry e INDEXED BY entry_now JOIN inode i INDEXED BY inode_now"
-    " ON i.space_id = e.space_id AND i.ino = e.ino AND i.died IS NULL"
+    " ON i.space_id = e.space_id + 0 AND i.ino = e.ino AND i.died IS NULL"
     " WHERE e.space_id = ? AND e.parent = ? AND e.name = ? AND e.died IS NULL"
 )
 _NAMES: Final = (
@@ -47,7 +47,7 @@ _NAMES: Final = (
     "  ORDER BY i.born DESC LIMIT 1),"
     " COALESCE((SELECT MAX(v.k) FROM version v WHERE v.space_id = e.space_id"
     "  AND v.ino = e.ino), 0)"
-    " FROM entry e LEFT JOIN commit_log c ON c.space_id = e.space_id AND c.seq = e.died"
+    " FROM entry e LEFT JOIN commit_log c ON c.space_id = e.space_id + 0 AND c.seq = e.died"
     " WHERE e.space_id = ? AND e.parent = ? ORDER BY e.name, e.born"
 )
 _LAST_INODE: Final = (

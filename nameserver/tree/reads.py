@@ -35,21 +35,21 @@ _ATTR_NOW: Final = (
 _ATTR_THEN: Final = f"SELECT {_ATTR} FROM inode i WHERE i.space_id = ? AND i.ino = ? AND {_I_THEN}"
 _NAME_NOW: Final = (
     f"SELECT {_ATTR} FROM entry e INDEXED BY entry_now JOIN inode i INDEXED BY inode_now"
-    " ON i.space_id = e.space_id AND i.ino = e.ino AND i.died IS NULL"
+    " ON i.space_id = e.space_id + 0 AND i.ino = e.ino AND i.died IS NULL"
     " WHERE e.space_id = ? AND e.parent = ? AND e.name = ? AND e.died IS NULL"
 )
 _NAME_THEN: Final = (
-    f"SELECT {_ATTR} FROM entry e JOIN inode i ON i.space_id = e.space_id AND i.ino = e.ino"
+    f"SELECT {_ATTR} FROM entry e JOIN inode i ON i.space_id = e.space_id + 0 AND i.ino = e.ino"
     f" AND {_I_THEN} WHERE e.space_id = ? AND e.parent = ? AND e.name = ? AND {_E_THEN}"
 )
 _LIST_NOW: Final = (
     f"SELECT e.name, {_ATTR} FROM entry e INDEXED BY entry_now JOIN inode i INDEXED BY inode_now"
-    " ON i.space_id = e.space_id AND i.ino = e.ino AND i.died IS NULL"
+    " ON i.space_id = e.space_id + 0 AND i.ino = e.ino AND i.died IS NULL"
     " WHERE e.space_id = ? AND e.parent = ? AND e.name > ? AND e.died IS NULL"
     " ORDER BY e.name LIMIT ?"
 )
 _LIST_THEN: Final = (
-    f"SELECT e.name, {_ATTR} FROM entry e JOIN inode i ON i.space_id = e.space_id"
+    f"SELECT e.name, {_ATTR} FROM entry e JOIN inode i ON i.space_id = e.space_id + 0"
     f" AND i.ino = e.ino AND {_I_THEN}"
     f" WHERE e.space_id = ? AND e.parent = ? AND e.name > ? AND {_E_THEN}"
     " ORDER BY e.name LIMIT ?"
