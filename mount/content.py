@@ -12,6 +12,7 @@ the owner (`mount.core`) calls under its lock.
 from __future__ import annotations
 
 import itertools
+import stat
 from collections.abc import Callable
 
 from everfold.errors import EverfoldError
@@ -67,7 +68,7 @@ class Content:
         self.dirty_bytes = 0  # written since the last record, overwritten ones too
         self.dirty_since = 0.0  # monotonic
         self.last_write = 0.0  # monotonic
-        self.kill_mode: int | None = None
+        self.kill_mode: int | None = None  # a write took setuid or setgid away: these bits stay
         self.pending = 0  # records of this inode that are not committed
         self.last_number = 0  # the newest of them
         self.last_write_number = 0  # the newest that carries bytes
@@ -80,6 +81,18 @@ class Content:
         self.read_seq: Seq = NOW  # as of when committed extents are read
         self.error: EverfoldError | None = None  # of an earlier write, for the next fsync or close
         self.release_staged = release  # (segment, bytes)
+
+    def mode_of(self, attr: Attr) -> int:
+        """Return the mode of the file, given its attributes without the local writes."""
+        return attr.mode if self.kill_mode is None else stat.S_IFMT(attr.mode) | self.kill_mode
+
+    def set_attr(self, now_ns: int, mode: int | None, mtime_ns: int | None) -> None:
+        """Attributes were set; a write that is still to be sent takes the times along."""
+        self.time_ns = now_ns
+        if mtime_ns is not None:
+            self.mtime_ns = mtime_ns
+        if mode is not None:
+            self.kill_mode = None
 
     def load_nothing(self) -> None:
         """The file is new: nothing of it is in the cluster, which need not be asked."""

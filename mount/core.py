@@ -180,6 +180,14 @@ class Core(Knowledge):
     def wait_number(self, content: Content) -> None:
         """Wait until all records of a file are in the cluster; raise what befell one."""
         with self.lock:
+            self.wait_quiet(content)
+            if content.error is not None:
+                err, content.error = content.error, None
+                raise err
+
+    def wait_quiet(self, content: Content) -> None:
+        """Wait until what became of all records of a file is known."""
+        with self.lock:
             if content.pending:
                 patience.require()
                 self.shipper.hurry(content.last_number)
@@ -188,9 +196,6 @@ class Core(Knowledge):
                 )
                 if not ready:
                     raise EverfoldError(Kind.TIMEOUT, "the cluster did not take the change")
-            if content.error is not None:
-                err, content.error = content.error, None
-                raise err
 
     def wait_all(self) -> None:
         """Wait until every change journalled so far is in the cluster."""
@@ -220,6 +225,9 @@ class Core(Knowledge):
         with self.lock:
             if content.is_orphan:
                 return
+            known = self.tree.attr(content.ino)
+            if known is not None and content.kill_mode is not None:
+                self.tree.set_attr(msgspec.structs.replace(known, mode=content.mode_of(known)))
             record = content.take(is_sealed)
             if record is not None:
                 content.has_open_version = not is_sealed

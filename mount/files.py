@@ -277,16 +277,10 @@ class Files:
             mode &= ~stat.S_ISGID
         if mode != attr.mode:
             content.kill_mode = stat.S_IMODE(mode)
-            self._set_mode(content, mode)
+            if content.attr is not None:
+                content.attr = msgspec.structs.replace(content.attr, mode=mode)
         if attr.has_xattrs and not content.is_orphan:
             core.submit(wire.RemoveXattr(content.ino, b"security.capability", core.clock.time_ns()))
-
-    def _set_mode(self, content: Content, mode: int) -> None:
-        core = self._core
-        if content.attr is not None:
-            content.attr = msgspec.structs.replace(content.attr, mode=mode)
-        elif (known := core.tree.attr(content.ino)) is not None:
-            core.tree.set_attr(msgspec.structs.replace(known, mode=mode))
 
     def truncate(self, content: Content, size: int, kill_priv: bool = False) -> None:
         """Set the size of a file; what a larger size uncovers is a hole."""

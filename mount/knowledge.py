@@ -82,6 +82,8 @@ class Knowledge:
             attr = self.tree.attr(ino) if content is None or content.attr is None else content.attr
             if attr is not None:
                 return self._local(attr)
+        if content is not None and content.is_orphan:
+            return self._orphan_attr(content)
         patience.require()
         answer = self.read(lambda: self.names.attrs(wire.GetAttrs(self.space, [ino])))
         if not answer.attrs:
@@ -97,6 +99,7 @@ class Knowledge:
             return attr
         return msgspec.structs.replace(
             attr,
+            mode=content.mode_of(attr),
             size=content.size,
             mtime_ns=content.mtime_ns,
             ctime_ns=max(attr.ctime_ns, content.time_ns),
@@ -200,7 +203,10 @@ class Knowledge:
 
     def refresh(self, content: Content) -> None:
         """Let an open file that others may have changed follow its committed attributes."""
-        if not content.is_active:
+        if content.is_orphan:
+            if content.attr is None:
+                self._orphan_attr(content)
+        elif not content.is_active:
             attr = self.attr(content.ino)
             with self.lock:
                 if not content.is_active:
@@ -252,21 +258,41 @@ class Knowledge:
             if self.contents.get(content.ino) is content:
                 del self.contents[content.ino]
 
-    def orphan(self, content: Content, attr: Attr, seq: Seq) -> None:
+    def orphan(self, content: Content, attr: Attr | None, seq: Seq) -> None:
         """The last name of an open file is gone: from now on its changes stay here.
 
-        `seq`: the last commit at which the nameserver knew the file. Hold the lock.
+        `seq`: the last commit at which the nameserver knew the file; as of then its attributes
+        are asked for when they are not known (None). Hold the lock.
         """
+        if attr is not None:
+            if not content.is_active:
+                content.follow(attr)
+            content.attr = msgspec.structs.replace(self._local(attr), nlink=0)
         content.is_orphan = True
-        content.attr = msgspec.structs.replace(self._local(attr), nlink=0)
         content.read_seq = seq
+
+    def _orphan_attr(self, content: Content) -> Attr:
+        """Ask for the attributes that a file had when it lost its last name."""
+        patience.require()
+        ask = wire.GetAttrs(self.space, [content.ino], content.read_seq)
+        answer = self.read(lambda: self.names.attrs(ask))
+        if not answer.attrs:
+            raise EverfoldError(Kind.STALE, "the inode is gone")
+        with self.lock:
+            if content.attr is None:
+                if not content.is_changed and not content.pending:
+                    content.follow(answer.attrs[0])
+                content.attr = msgspec.structs.replace(answer.attrs[0], nlink=0)
+            return self._local(content.attr)
 
     # ------------------------------------------------------------ what others changed
 
     def attr_changed(self, ino: Ino, seq: Seq) -> None:
-        """Another machine changed attributes. Hold the lock."""
-        if not self.tree.touch_ino(ino, seq):
-            return
+        """Another machine changed attributes. Hold the lock.
+
+        Also when a later commit of this mount is known already: it need not have seen this one.
+        """
+        self.tree.touch_ino(ino, seq)
         content = self.contents.get(ino)
         if content is not None and content.is_active:
             content.is_stale = True
@@ -288,19 +314,7 @@ class Knowledge:
         """Another machine removed the last name. An open file stays readable. Hold the lock."""
         content = self.contents.get(ino)
         if content is not None and not content.is_orphan and content.handles:
-            attr = self.tree.attr(ino) or Attr(
-                ino=ino,
-                mode=0o100600,
-                nlink=0,
-                uid=0,
-                gid=0,
-                size=content.size,
-                atime_ns=content.mtime_ns,
-                mtime_ns=content.mtime_ns,
-                ctime_ns=content.time_ns,
-                btime_ns=content.time_ns,
-            )
-            self.orphan(content, attr, Seq(seq - 1))
+            self.orphan(content, self.tree.attr(ino), Seq(seq - 1))
         self.tree.touch_ino(ino, seq)
         self.tree.forget_attr(ino)
         self.tree.forget_directory(ino)

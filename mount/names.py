@@ -330,7 +330,9 @@ class Names:
         attr = core.attr(ino)
         with core.lock:
             attr = core.tree.attr(ino) or attr
-            content = core.content(attr)
+            content = core.content(attr) if attr.is_file else None
+            if content is not None:
+                attr = msgspec.structs.replace(attr, mode=content.mode_of(attr))
             now = core.clock.time_ns()
             if mode is not None:
                 mode = stat.S_IMODE(mode)
@@ -345,14 +347,15 @@ class Names:
                 mtime_ns=attr.mtime_ns if mtime_ns is None else mtime_ns,
                 ctime_ns=now,
             )
-            content.time_ns = now  # a write on its way takes these along
-            content.mtime_ns = content.mtime_ns if mtime_ns is None else mtime_ns
-            if content.is_orphan:
-                content.attr = fresh
-                return core.attr(ino)
+            hold_s = 0.0
+            if content is not None:
+                content.set_attr(now, mode, mtime_ns)
+                if content.is_orphan:
+                    content.attr = fresh
+                    return core.attr(ino)
+                # On a file that is being written it travels with the write, in one commit.
+                hold_s = HOLD_S if content.is_changed and content.writers else 0.0
             core.tree.set_attr(fresh)
-            # On a file that is being written it travels with the write, in one commit.
-            hold_s = HOLD_S if content.is_changed and content.writers else 0.0
             core.submit(wire.SetAttr(ino, now, mode, uid, gid, atime_ns, mtime_ns), hold_s=hold_s)
         return core.attr(ino)
 
