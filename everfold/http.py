@@ -8,72 +8,15 @@ from __future__ import annotations
 import io
 import json
 import random
-import ssl
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-import urllib3
-
+from everfold.connection import Body, HttpTransport
 from everfold.errors import EverfoldError, Kind
 
-Body = bytes | memoryview | Iterable[bytes | memoryview] | None
+__all__ = ["HttpTransport", "WsgiTransport", "error_of", "with_retries"]
 T = TypeVar("T")
-
-
-class HttpTransport:
-    """A pool of connections to one server; see `services.Transport`."""
-
-    def __init__(self, base_url: str, connections: int = 16, ca_file: str | None = None) -> None:
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise EverfoldError(Kind.INVALID, "not the URL of a server", base_url)
-        self.base_url = base_url.rstrip("/")
-        self._prefix = parts.path.rstrip("/")
-        keep: dict[str, Any] = {"maxsize": connections, "block": False, "retries": False}
-        if parts.scheme == "https":
-            keep["ssl_context"] = ssl.create_default_context(cafile=ca_file)
-            self._pool: urllib3.HTTPConnectionPool = urllib3.HTTPSConnectionPool(
-                parts.hostname, parts.port, **keep
-            )
-        else:
-            self._pool = urllib3.HTTPConnectionPool(parts.hostname, parts.port, **keep)
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: dict[str, str],
-        body: Body = None,
-        timeout_s: float,
-    ) -> tuple[int, dict[str, str], bytes]:
-        """See `services.Transport.request`."""
-        try:
-            answer = self._pool.urlopen(
-                method,
-                self._prefix + path,
-                body=body,  # type: ignore[arg-type]  # memoryviews are sent as they are
-                headers=headers,
-                timeout=urllib3.Timeout(connect=min(timeout_s, 2.0), read=timeout_s),
-                redirect=False,
-                preload_content=True,
-                decode_content=False,
-            )
-        except urllib3.exceptions.NewConnectionError as err:  # a TimeoutError, for urllib3
-            raise EverfoldError(Kind.UNAVAILABLE, f"cannot reach it: {err}", self.base_url) from err
-        except urllib3.exceptions.TimeoutError as err:
-            raise EverfoldError(
-                Kind.TIMEOUT, f"no answer in {timeout_s:g} s", self.base_url
-            ) from err
-        except urllib3.exceptions.HTTPError as err:
-            raise EverfoldError(Kind.UNAVAILABLE, f"cannot reach it: {err}", self.base_url) from err
-        return answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.data
-
-    def close(self) -> None:
-        """Close the pooled connections."""
-        self._pool.close()
 
 
 class WsgiTransport:

@@ -76,6 +76,7 @@ def asks(space: Any) -> dict[str, Any]:
         "history": wire.GetHistory(space, ROOT, b"a"),
         "history-names": wire.GetHistoryNames(space, ROOT),
         "resolve": wire.ResolvePath(space, [b"a"]),
+        "lease": wire.TakeLease(space, M1),
         "usage": wire.GetUsage(space),
         "bye": wire.Bye(space, M1),
     }
