@@ -68,7 +68,9 @@ class Service:
         self.spaces = Spaces(db)
         self.accounts = Accounts(db, clock, policy, make_space)
         self.devices = Devices(db, clock)
-        self.sessions = Sessions(db, clock, policy, self.spaces, self.nodes, self.ledger, self._end)
+        self.sessions = Sessions(
+            db, clock, policy, self.spaces, self.nodes, self.ledger, self._end, self._tidy
+        )
         self.gate = Gate(
             db, clock, policy, self.accounts, self.devices,
             Signer(keys.jwt_secret_key, clock), cluster,
@@ -108,6 +110,16 @@ class Service:
             self.tree.seal_all(cx, space, mount)
             self.leases.drop(cx, space, mount)
         self.bell.ring(space)
+
+    def _tidy(self, space: SpaceId, mount: MountId) -> None:
+        """A mount begins: what an earlier process of it had open when it died is complete.
+
+        Its write lease stays until it runs out, so that what its journal still holds comes
+        before what others do.
+        """
+        self.locks.drop_locks(wire.DropLocks(space, mount))
+        with self.db.write() as cx:
+            self.tree.seal_all(cx, space, mount)
 
     # ------------------------------------------------------------ nodes, by hand
 

@@ -21,7 +21,7 @@ from nameserver.spaces import Spaces
 
 _ID_MAX = 128
 LetGo = Callable[[SpaceId, MountId], None]
-"""Drop the locks of a mount that ended, and complete the versions that it left open."""
+"""Let go of something that a process held whose mount ended, or begins anew."""
 
 
 class Sessions:
@@ -36,7 +36,10 @@ class Sessions:
         nodes: NodeBook,
         ledger: Ledger,
         let_go: LetGo,
+        tidy: LetGo,
     ) -> None:
+        """`let_go` drops everything that a mount holds; `tidy` what a process that died while
+        it served the mount cannot use any more: its locks, and the versions it had open."""
         self._db = db
         self._clock = clock
         self._policy = policy
@@ -44,6 +47,7 @@ class Sessions:
         self._nodes = nodes
         self._ledger = ledger
         self._let_go = let_go
+        self._tidy = tidy
 
     def hello(self, ask: wire.Hello, who: Identity) -> wire.Session:
         """Let a mount in (again). FORBIDDEN when its id is that of another user's mount."""
@@ -72,6 +76,7 @@ class Sessions:
             )
             if row is None:
                 raise EverfoldError(Kind.FORBIDDEN, "this mount is another user's", ask.mount)
+        self._tidy(space, ask.mount)
         token, expires = self._ledger.token(space)
         return wire.Session(
             space=space,

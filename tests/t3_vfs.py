@@ -354,3 +354,16 @@ def test_extended_attributes_are_kept_and_virtual_ones_answered(world: World) ->
     assert client.vfs.listxattr(ino) == [b"user.colour"]
     assert client.vfs.getxattr(ino, b"user.everfold.version") == b"1"
     assert client.vfs.getxattr(ino, b"user.everfold.durable") == b"yes"
+
+
+def test_what_a_killed_process_had_synced_is_a_version_of_its_own(world: World) -> None:
+    first = world.mount()
+    _, opened = first.vfs.create(ROOT, b"f", 0o644, os.O_RDWR | os.O_CREAT, ME)
+    first.vfs.write(opened.fh, 0, b"synced", False)
+    first.vfs.fsync(opened.fh, False)
+    first.abandon()
+    world.forget(first)
+    again = world.mount()
+    save(again, "f", b"saved afterwards")
+
+    assert versions(again, "f") == [b"synced", b"saved afterwards"]
