@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from everfold import wire
@@ -14,11 +15,11 @@ class Line:
 
     def __init__(self, real: NameService) -> None:
         self._real = real
-        self.is_cut = False  # no change gets through
+        self.cut_until = 0.0  # monotonic; until then no change gets through
         self.answers_to_lose = 0  # of changes that were done
 
     def commit(self, ask: wire.Commit) -> wire.Committed:
-        if self.is_cut:
+        if time.monotonic() < self.cut_until:
             raise EverfoldError(Kind.UNAVAILABLE, "the nameserver cannot be reached")
         answer = self._real.commit(ask)
         if self.answers_to_lose:
