@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everfold import wire
-from everfold.errors import Kind
+from everfold.errors import EverfoldError, Kind
 from everfold.model import BLOCK_MAX, ROOT, SIZE_MAX, BlockId, Extent, Ino
 from nameserver.db import Database
 from nameserver.tree import extents
@@ -188,18 +188,20 @@ def test_only_live_regular_files_are_written_sealed_and_read(stage: Stage, w: Wr
         assert [r.kind for r in w.commit(op, wire.Seal(ino, 1))] == [kind.value] * 2
 
 
-def test_a_block_that_is_not_on_enough_nodes_is_refused_alone(stage: Stage, w: Writer) -> None:
+def test_a_batch_with_a_block_that_is_not_on_enough_nodes_is_refused_whole(
+    stage: Stage, w: Writer
+) -> None:
     good, bad = w.make("good"), w.make("bad")
     unsafe, safe = stage.put(b"on one node", copies=1), stage.put(b"on two")
     ops = [
         wire.Write(ino, 0, stored.size, 1, 1, [Extent(0, stored.size, stored.block)])
         for ino, stored in ((bad, unsafe), (good, safe))
     ]
-    refused, done = w.commit(*ops, stored=[unsafe, safe])
+    with pytest.raises(EverfoldError) as err:
+        w.commit(*ops, stored=[unsafe, safe])
 
-    assert refused.kind == Kind.UNAVAILABLE.value
-    assert not done.kind
-    assert (stage.content("good"), stage.content("bad")) == (b"on two", b"")
+    assert err.value.kind is Kind.UNAVAILABLE
+    assert (stage.content("good"), stage.content("bad")) == (b"", b"")
 
 
 def test_a_write_over_the_quota_is_refused_and_freeing_makes_room(

@@ -147,6 +147,8 @@ class Commit(Record, frozen=True):
 
     `epoch`: of the write lease under which they were answered before this call, 0 for none.
     When the lease has been another's since, they are taken as late (see `Write.is_late`).
+    Every block that a Write names must be on min_replicas nodes, or named by history already:
+    else the whole batch is UNAVAILABLE and nothing of it is applied.
     While another mount holds the lease it is recalled, and the call waits; BUSY after a while.
 
     The operations are those numbered `first_op`, `first_op` + 1, … of this mount. A retry

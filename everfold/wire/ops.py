@@ -118,7 +118,7 @@ class Write(Op, tag="write", frozen=True):
     `is_late`: replayed from a journal after the mount was away. If the base is stale then,
     the current content stays, and this one is kept as a version marked as a conflict.
 
-    Every block named must be on min_replicas nodes (UNAVAILABLE otherwise).
+    Every block named must be safe (see `Commit`).
     """
 
     ino: Ino

@@ -77,7 +77,6 @@ class Batch:
         self.at_ns = max(now_ns, state.at_ns + 1)
         self.next_ino = state.next_ino
         self.size_max = 0  # set by the tree: the largest file
-        self.unsafe: set[bytes] = set()  # blocks that no operation may name
         self.live_bytes = self.history_bytes = self.inodes = 0  # by how much they change
         self._quota_left = state.quota_left
         self._inodes: dict[int, Inode | None] = {}

@@ -14,10 +14,10 @@ import msgspec
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.model import Seq, SpaceId
+from everfold.model import BlockId, Seq, SpaceId
 from nameserver import leases
 from nameserver.db import Cx
-from nameserver.tree import attributes, content, names
+from nameserver.tree import attributes, checks, content, names
 from nameserver.tree.batch import Author, Batch, SpaceState
 from nameserver.tree.ledger import BlockLedger
 
@@ -36,6 +36,8 @@ _REMEMBER: Final = (
     " ON CONFLICT (space_id, id) DO UPDATE SET last_op = excluded.last_op,"
     " results = excluded.results, seen_ns = excluded.seen_ns"
 )
+
+_NAMED: Final = "SELECT 1 FROM extent WHERE space_id = ? AND block = ? LIMIT 1"
 
 _APPLY: Final[dict[type, Callable[[Batch, Any], wire.Result]]] = {
     wire.Make: names.make,
@@ -60,7 +62,10 @@ class Committer:
         self._size_max = size_max
 
     def run(self, cx: Cx, ask: wire.Commit, author: Author, now_ns: int) -> wire.Committed:
-        """Apply what of `ask` was not applied yet; NOT_FOUND, INVALID for the whole of it."""
+        """Apply what of `ask` was not applied yet.
+
+        NOT_FOUND, INVALID, UNAVAILABLE (unsafe blocks) for the whole of it: nothing is applied.
+        """
         if not ask.mount or not 1 <= ask.first_op < 1 << 62 or len(ask.ops) > OPS_MAX:
             raise EverfoldError(Kind.INVALID, f"not a batch of 1 to {OPS_MAX} numbered operations")
         state = _space(cx, ask.space)
@@ -75,7 +80,7 @@ class Committer:
         fresh = (
             [_late(op) for op in ask.ops[len(answered) :]] if is_late else ask.ops[len(answered) :]
         )
-        batch.unsafe = self._unsafe(cx, ask.space, fresh)
+        self._check_safe(cx, ask.space, fresh)
         results = answered + [_apply(batch, op) for op in fresh]
         seq = batch.finish()
         last_op = ask.first_op + len(ask.ops) - 1
@@ -84,10 +89,29 @@ class Committer:
         cx.run(_REMEMBER, ask.space, ask.mount, user, device, last_op, kept, now_ns)
         return wire.Committed(seq, results, batch.first)
 
-    def _unsafe(self, cx: Cx, space: SpaceId, ops: list[wire.AnyOp]) -> set[bytes]:
-        named = {e.block for op in ops if isinstance(op, wire.Write) for e in op.extents}
-        short = self._blocks.short(cx, space, named, self._min_replicas) if named else set()
-        return set(short)
+    def _check_safe(self, cx: Cx, space: SpaceId, ops: list[wire.AnyOp]) -> None:
+        """Refuse the whole batch while it names a block that is not safe yet.
+
+        Refusing one write alone would let what follows it through: a rename that publishes a
+        file without its bytes. A block that history names already may be named again, however
+        many copies are left: that makes nothing worse, and waiting might be for ever.
+        """
+        named = {block for op in ops if isinstance(op, wire.Write) for block in self._named(op)}
+        if not named:
+            return
+        for block in self._blocks.short(cx, space, named, self._min_replicas):
+            if cx.one(_NAMED, space, block) is None:
+                raise EverfoldError(
+                    Kind.UNAVAILABLE, "a block is not on enough datanodes yet", block.hex()
+                )
+
+    def _named(self, op: wire.Write) -> list[BlockId]:
+        """Return the blocks of a write; none of one that is refused for being nonsense."""
+        try:
+            checks.writing(op, self._size_max)
+        except EverfoldError:
+            return []
+        return [extent.block for extent in op.extents]
 
 
 def _late(op: wire.AnyOp) -> wire.AnyOp:

@@ -18,7 +18,6 @@ from __future__ import annotations
 from typing import Final
 
 from everfold import wire
-from everfold.errors import EverfoldError, Kind
 from everfold.model import Ino
 from nameserver.tree import checks, extents, history, late, versions
 from nameserver.tree.batch import Batch
@@ -31,8 +30,6 @@ _RANGES_MAX: Final = 8  # of one write, in the feed; more become one that covers
 def write(batch: Batch, op: wire.Write) -> wire.Result:
     """See `wire.Write`."""
     checks.writing(op, batch.size_max)
-    if any(extent.block in batch.unsafe for extent in op.extents):
-        raise EverfoldError(Kind.UNAVAILABLE, "a block is not on enough datanodes yet")
     patch = Patch(op.size, op.extents, op.holes, op.cut)
     if op.is_late and not batch.is_live(op.ino):
         return late.keep_after_death(batch, op, patch)
