@@ -41,6 +41,7 @@ class Content:
         "has_open_version",
         "ino",
         "is_changed",
+        "is_new",
         "is_orphan",
         "is_stale",
         "kill_mode",
@@ -52,6 +53,7 @@ class Content:
         "pending",
         "read_seq",
         "release_staged",
+        "seals",
         "size",
         "time_ns",
         "writers",
@@ -70,11 +72,13 @@ class Content:
         self.last_write = 0.0  # monotonic
         self.kill_mode: int | None = None  # a write took setuid or setgid away: these bits stay
         self.pending = 0  # records of this inode that are not committed
+        self.seals = 0  # of them those that only complete a version
         self.last_number = 0  # the newest of them
         self.last_write_number = 0  # the newest that carries bytes
         self.handles = 0
         self.writers = 0
         self.has_open_version = False  # a record without seal went out
+        self.is_new = False  # made here and not closed yet: an empty file is a version too
         self.is_orphan = False  # no name leads here: changes stay local
         self.attr: Attr | None = None  # of an orphan, whom the nameserver has forgotten
         self.is_stale = False  # others changed it while local changes were under way
@@ -97,11 +101,12 @@ class Content:
     def load_nothing(self) -> None:
         """The file is new: nothing of it is in the cluster, which need not be asked."""
         self.extents = PieceMap()
+        self.is_new = True
 
     @property
     def is_active(self) -> bool:
         """Tell whether local changes are not committed yet: local attributes count then."""
-        return self.is_changed or self.pending > 0 or self.is_orphan
+        return self.is_changed or self.pending > self.seals or self.is_orphan
 
     def follow(self, attr: Attr) -> None:
         """Take over committed attributes; only while nothing local is under way."""

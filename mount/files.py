@@ -38,7 +38,6 @@ class Handle:
 
     content: Content
     flags: int
-    was_created: bool = False
     next_offset: int = 0
     window: int = 0
     ahead: int = 0
@@ -85,7 +84,6 @@ class Files:
         with self._core.lock:
             opened = self._open(attr, flags)
             handle = self.handle(opened.fh)
-            handle.was_created = True
             content = handle.content
             content.load_nothing()
             if is_orphan:
@@ -133,20 +131,20 @@ class Files:
             content.handles -= 1
             content.writers -= handle.is_writer
             if handle.is_writer and not content.writers and not content.is_orphan:
-                self._seal(content, handle)
+                self._seal(content)
             core.drop_content(content)
         return handle
 
-    def _seal(self, content: Content, handle: Handle) -> None:
+    def _seal(self, content: Content) -> None:
         core = self._core
         if content.is_changed:
             core.flush(content, is_sealed=True)
         elif content.has_open_version:
             if not core.shipper.seal_queued(content.last_write_number):
                 core.submit(wire.Seal(content.ino, core.clock.time_ns()))
-        elif handle.was_created and not content.base and not content.last_write_number:
+        elif content.is_new and not content.base and not content.last_write_number:
             core.submit(wire.Seal(content.ino, core.clock.time_ns()))
-        content.has_open_version = False
+        content.has_open_version = content.is_new = False
         core.shipper.hurry(content.last_number)
 
     # ------------------------------------------------------------ reading
