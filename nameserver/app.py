@@ -33,7 +33,6 @@ def create_app(service: Service) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     guard = Guard(service.gate)
     app.url_map.strict_slashes = False  # no redirects: a POST would lose its body
-    app.register_blueprint(hot.blueprint(service))
     app.register_blueprint(people.blueprint(service, guard))
     app.register_blueprint(admin.blueprint(service, guard))
     _health(app, service)
@@ -50,6 +49,7 @@ def create_app(service: Service) -> Flask:
     app.register_error_handler(EverfoldError, _known)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _unknown)
+    app.wsgi_app = hot.HotCalls(service, app.wsgi_app)  # type: ignore[method-assign]
     return app
 
 
