@@ -189,6 +189,14 @@ class Content:
                 self.extents.erase(offset, length)
             for extent in extents:
                 self.extents.lay(extent.offset, extent.length, extent.block, extent.block_offset)
+        self._no_longer_local(record, holes_upto)
+
+    def refused(self, record: StagedWrite, holes_upto: int) -> None:
+        """The cluster refused the record: what it held is dropped, the file is read anew."""
+        self._no_longer_local(record, holes_upto)
+        self.is_stale = True
+
+    def _no_longer_local(self, record: StagedWrite, holes_upto: int) -> None:
         for offset, length, segment, at in record.staged:
             self.overlay.erase_same(offset, length, segment, at)
             self.release_staged(segment, length)
@@ -198,13 +206,6 @@ class Content:
             for piece in list(self.overlay):
                 if isinstance(piece.source, int) and holes_upto <= piece.source < 0:
                     self.overlay.erase(piece.offset, piece.length)
-
-    def refused(self, record: StagedWrite) -> None:
-        """The cluster refused the record: its bytes are dropped, the file is read anew."""
-        for offset, length, segment, at in record.staged:
-            self.overlay.erase_same(offset, length, segment, at)
-            self.release_staged(segment, length)
-        self.is_stale = True
 
     def discard(self) -> None:
         """Drop everything local; the file was closed and no name leads to it."""

@@ -157,6 +157,7 @@ class Core(Knowledge):
         content = self.contents.get(ino_of(record))
         if content is not None:
             content.pending += 1
+            content.seals += isinstance(record, wire.Seal)
             content.last_number = number
             if isinstance(record, StagedWrite):
                 content.last_write_number = number
@@ -248,18 +249,19 @@ class Core(Knowledge):
             if content is None:
                 return
             content.pending -= 1
+            content.seals -= isinstance(record, wire.Seal)
             kind = Kind(result.kind) if result.kind else None
             if kind is None:
                 self._settle_done(content, item, result, seq, holes)
             elif kind is Kind.NOT_FOUND:
                 if isinstance(record, StagedWrite):
-                    content.refused(record)
+                    content.refused(record, holes)
                 attr = self.tree.attr(ino)
                 if attr is not None and not content.is_orphan:
                     self.orphan(content, attr, Seq(max(1, self.feed_seq - 1)))
             elif self.shipper.broken is None:
                 if isinstance(record, StagedWrite):
-                    content.refused(record)
+                    content.refused(record, holes)
                 content.is_stale = True
                 content.error = EverfoldError(kind, result.message)
             else:
