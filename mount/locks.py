@@ -2,6 +2,10 @@
 
 Whoever gets a lock must see what was written under it before: bytes are in the cluster
 before a lock is let go, and the feed is followed up to the grant before it is used.
+
+The owner of a flock is the open file (its number here). The kernel's own number for it may be
+given to the next file while the release of the last one, which lets its locks go, is still
+under way.
 """
 
 from __future__ import annotations
@@ -45,6 +49,8 @@ class Locks:
 
     def set(self, fh: int, lock: Lock, cancel: threading.Event | None) -> None:
         """Take or drop a lock; see `Filesystem.setlk`."""
+        if lock.kind is LockKind.FLOCK:
+            lock = msgspec.structs.replace(lock, owner=fh)
         if lock.type is LockType.UNLOCK and not self.holds(lock.ino, lock.kind, lock.owner):
             return
         patience.require()
@@ -80,6 +86,9 @@ class Locks:
                 self._held.discard((lock.ino, lock.kind, lock.owner))
         if lock.type is not LockType.UNLOCK:
             wait_for_feed(core, granted.seq, _CATCH_UP_S)
+            # While something of ours is on its way (a seal, say), what others did is only noted.
+            core.wait_quiet(handle.content)
+            wait_for_feed(core, granted.seq, _CATCH_UP_S)
 
     def _set(self, ask: wire.SetLock) -> wire.Granted | EverfoldError:
         """Ask once; a held lock is an answer here, not a failure to try again at once."""
@@ -109,6 +118,7 @@ class Locks:
     def drop(self, fh: int, kind: LockKind, owner: int) -> None:
         """Drop all locks of an owner on a file, as close does."""
         ino = self._files.handle(fh).content.ino
+        owner = fh if kind is LockKind.FLOCK else owner
         if self.holds(ino, kind, owner):
             self.set(fh, Lock(ino, kind, LockType.UNLOCK, owner, 0, SIZE_MAX, 0), None)
 
