@@ -100,10 +100,11 @@ class FeedFollower:
     def _entry(self, change: wire.Change, event: wire.CommitEvent) -> None:
         core, tree = self._core, self._core.tree
         before = tree.child(change.parent, change.name)
-        if not tree.touch_name(change.parent, change.name, event.seq):
-            return
-        tree.forget_name(change.parent, change.name)
         tree.forget_attr(change.parent)
+        if not tree.touch_name(change.parent, change.name, event.seq):
+            core.notifier.forget_attr(change.parent)
+            return  # a later commit of this mount made the name what it is
+        tree.forget_name(change.parent, change.name)
         if change.ino == 0 and before is not None and before != ABSENT:
             core.notifier.entry_deleted(change.parent, before, change.name)
         core.notifier.forget_entry(change.parent, change.name)
