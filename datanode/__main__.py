@@ -12,7 +12,6 @@ import signal
 import sys
 from pathlib import Path
 
-from datanode import server
 from datanode.app import create_app
 from datanode.auth import Doorkeeper
 from datanode.beat import Beat
@@ -20,12 +19,15 @@ from datanode.commands import Commands
 from datanode.copying import Copier
 from datanode.node import Identity, Node
 from datanode.scrub import Scrub
-from everfold import config, log
+from everfold import config, log, serving
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError, Kind
 from everfold.files import Files
 from everfold.http import HttpTransport
 from everfold.model import NodeId
+
+THREADS = 32
+GRACE_S = 3
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, secret: str, nameserver: HttpTransport) -> None:
     _raise_file_limit()
     clock = SystemClock()
-    listener = server.listen(args.host, args.port)
+    listener = serving.listen(args.host, args.port)
     port = listener.getsockname()[1]
     url = args.url or f"http://{args.host}:{port}"
     with contextlib.ExitStack() as stack:
@@ -100,7 +102,13 @@ def _run(args: argparse.Namespace, secret: str, nameserver: HttpTransport) -> No
             if args.ready_file:
                 _tell(args.ready_file, {"id": args.id, "url": url, "root": str(args.root)})
 
-        server.serve(create_app(node, Doorkeeper(secret, clock), copier), listener, ready)
+        serving.serve(
+            create_app(node, Doorkeeper(secret, clock), copier),
+            listener,
+            threads=THREADS,
+            grace_s=GRACE_S,
+            on_ready=ready,
+        )
 
 
 def _tell(path: Path, facts: dict[str, str]) -> None:

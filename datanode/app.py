@@ -20,12 +20,12 @@ from datanode import metrics
 from datanode.auth import Doorkeeper
 from datanode.copying import Copier
 from datanode.node import Node
-from datanode.server import WholeBody
 from everfold import blockid, wire
 from everfold.errors import EverfoldError, Kind
 from everfold.log import adopt_request_id
 from everfold.model import BLOCK_MAX, BlockId, SpaceId
 from everfold.nodeclient import FRAMES_MAX
+from everfold.serving import WholeBody
 
 log = logging.getLogger("datanode.app")
 _OCTETS = "application/octet-stream"

@@ -11,16 +11,18 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from everfold import config, log
+from everfold import config, log, serving
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError
-from nameserver import secretfile, server
+from nameserver import secretfile
 from nameserver.app import create_app
 from nameserver.db import Database
 from nameserver.policy import Policy
 from nameserver.service import FirstAdmin, Service
 
 _log = logging.getLogger("nameserver")
+THREADS = 128  # most of them park long polls
+GRACE_S = 5
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = config.from_args(args, os.environ)
         service, admin = start(args.data, settings)
-        sock = server.listen(args.host, args.port)
+        sock = serving.listen(args.host, args.port)
     except EverfoldError as err:
         print(f"everfold-nameserver: {err}", file=sys.stderr)
         return 2
@@ -67,7 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     service.driver.start()
     if args.ready_file is not None:
         _write_ready(args.ready_file, url, admin)
-    server.serve(create_app(service), sock, lambda: _stop(service))
+    serving.serve(
+        create_app(service),
+        sock,
+        threads=THREADS,
+        grace_s=GRACE_S,
+        stopping=lambda: _stop(service),
+    )
     service.stop()
     return 0
 
