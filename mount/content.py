@@ -99,9 +99,9 @@ class Content:
             self.kill_mode = None
 
     def load_nothing(self) -> None:
-        """The file is new: nothing of it is in the cluster, which need not be asked."""
-        self.extents = PieceMap()
-        self.is_new = True
+        """Nothing of the file is in the cluster, which need not be asked."""
+        if self.extents is None:
+            self.extents = PieceMap()
 
     @property
     def is_active(self) -> bool:

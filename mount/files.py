@@ -83,9 +83,9 @@ class Files:
         """Open a file that this mount just made."""
         with self._core.lock:
             opened = self._open(attr, flags)
-            handle = self.handle(opened.fh)
-            content = handle.content
+            content = self.handle(opened.fh).content
             content.load_nothing()
+            content.is_new = True
             if is_orphan:
                 content.is_orphan = True
                 content.attr = attr

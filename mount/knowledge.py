@@ -140,7 +140,11 @@ class Knowledge:
         answer = self.read(lambda: self.names.lookup(wire.Lookup(self.space, parent, name)))
         with self.lock:
             self.tree.install_entry(parent, name, answer.entry, answer.seq)
-            return None if answer.entry is None else self._local(answer.entry.attr)
+            ino = self.tree.child(parent, name)  # not what was answered if a change is on its way
+            attr = self.tree.attr(ino) if ino is not None else None
+            if attr is None and answer.entry is not None and ino in (None, answer.entry.attr.ino):
+                attr = answer.entry.attr
+            return None if attr is None else self._local(attr)
 
     def require_child(self, parent: Ino, name: bytes) -> Attr:
         """Return what a name leads to; NOT_FOUND when there is no such name."""
@@ -188,6 +192,9 @@ class Knowledge:
         """Fetch a file's committed extents unless they are there."""
         while True:
             with self.lock:
+                known = self.tree.attr(content.ino)
+                if known is not None and not known.version and not content.read_seq:
+                    content.load_nothing()  # never written; the cluster may not even know it yet
                 if content.extents is not None:
                     return
             patience.require()

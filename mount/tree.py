@@ -37,6 +37,11 @@ class Directory:
         self.is_complete = False  # every name is in `children`
         self.parent = Ino(0)  # 0: not known
 
+    def keep_held(self) -> None:
+        """Forget every name but those with changes on their way, absent ones too."""
+        self.children = {name: ino for name, ino in self.children.items() if name in self.held}
+        self.absent &= self.held.keys()
+
 
 class Tree:
     """See the module's docstring."""
@@ -126,9 +131,7 @@ class Tree:
             return
         directory = self._directory(ino)
         directory.parent = parent
-        mine = {n: ino for n, ino in directory.children.items() if n in directory.held}
-        directory.children = mine
-        directory.absent.clear()
+        directory.keep_held()
         directory.is_complete = True
         for entry in entries:
             if entry.name not in directory.held:
@@ -245,6 +248,7 @@ class Tree:
             del self._attrs[ino]
         for ino, directory in list(self._directories.items()):
             if directory.held:
+                directory.keep_held()
                 directory.is_complete = False
             else:
                 del self._directories[ino]

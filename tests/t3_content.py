@@ -209,9 +209,7 @@ class ContentMachine(RuleBasedStateMachine):
         assert not +self.live, "staged bytes are never released"
 
 
-ContentMachine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None
-)
+ContentMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestContentAgainstAByteArray = ContentMachine.TestCase
 
 

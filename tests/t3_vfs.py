@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -367,3 +368,18 @@ def test_what_a_killed_process_had_synced_is_a_version_of_its_own(world: World) 
     save(again, "f", b"saved afterwards")
 
     assert versions(again, "f") == [b"synced", b"saved afterwards"]
+
+
+@pytest.mark.expects_warnings
+def test_a_file_that_the_cluster_does_not_know_yet_can_be_read(world: World) -> None:
+    client = world.mount()
+    save(client, "first", b"text")
+    assert eventually(lambda: bool(client.core.lease.held))
+    world.lines["a"].cut_until = time.monotonic() + 5.0
+    ino = client.vfs.mknod(ROOT, b"f", 0o644, 0, ME).attr.ino
+    opened = client.vfs.open(ino, os.O_RDWR)
+    client.vfs.write(opened.fh, 10, b"text", False)
+
+    assert bytes(client.vfs.read(opened.fh, 0, 100)) == bytes(10) + b"text"
+    world.lines["a"].cut_until = 0.0
+    client.vfs.release(opened.fh, 0, False)
