@@ -89,9 +89,7 @@ class Core(Knowledge):
             except Unknown as unknown:
                 unknown.fetch()
         self.wants_lease.set()
-        _, seq = self.commit(op)
-        with self.lock:
-            apply(seq)
+        self.commit(op, apply)
 
     def _wait_turn(self) -> None:
         """Slow down whoever changes names while too many changes wait for the cluster."""
@@ -119,17 +117,26 @@ class Core(Knowledge):
             self._fresh_inos = (Ino(got.first + 1), Ino(got.first + got.count))
             return got.first
 
-    def submit(self, *records: Local, hold_s: float = 0.0) -> Future[tuple[wire.Result, Seq]]:
+    def submit(
+        self,
+        *records: Local,
+        hold_s: float = 0.0,
+        apply: Callable[[Seq], None] | None = None,
+    ) -> Future[tuple[wire.Result, Seq]]:
         """Journal records and send them on their way, in one commit.
 
-        The future tells what became of the first. The lock is taken here, so that the
-        journal's order is the order of the changes.
+        The future tells what became of the first; `apply` is called when that is committed,
+        in one step with the end of its hold on the tree, whether or not somebody still waits.
+        The lock is taken here, so that the journal's order is the order of the changes.
         """
         outcome: Future[tuple[wire.Result, Seq]] = Future()
         holes = youngest_hole()
 
         def done(item: Item, result: wire.Result, seq: Seq) -> None:
-            self._settle(item, result, seq, holes)
+            with self.lock:
+                if apply is not None and item.number == first and not result.kind:
+                    apply(seq)
+                self._settle(item, result, seq, holes)
             if item.number == first:
                 outcome.set_result((result, seq))
 
@@ -162,14 +169,16 @@ class Core(Knowledge):
             if isinstance(record, StagedWrite):
                 content.last_write_number = number
 
-    def commit(self, record: Local) -> tuple[wire.Result, Seq]:
+    def commit(
+        self, record: Local, apply: Callable[[Seq], None] | None = None
+    ) -> tuple[wire.Result, Seq]:
         """Submit a change and wait until it is in the cluster; raise what refused it.
 
         TIMEOUT after `change_deadline_s`: the change stays in the journal and may still be
         applied, as after a crash.
         """
         patience.require()
-        outcome = self.submit(record)
+        outcome = self.submit(record, apply=apply)
         self.shipper.hurry(self.journal.next_number - 1)
         try:
             result, seq = outcome.result(self.policy.change_deadline_s)

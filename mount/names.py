@@ -17,7 +17,7 @@ import msgspec
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.model import LINK_MAX, NAME_MAX, SYMLINK_MAX, Attr, Ino, Seq
+from everfold.model import LINK_MAX, NAME_MAX, NOW, SYMLINK_MAX, Attr, Ino, Seq
 from mount import patience
 from mount.core import Core
 from mount.filesystem import Caller
@@ -117,7 +117,7 @@ class Names:
             core.tree.forget_name(parent, name)
             return
         core.tree.set_child(parent, name, attr.ino)
-        core.tree.set_attr(attr)
+        self._follow(attr, seq)
         if attr.is_dir:
             core.tree.made_directory(attr.ino, parent)
         self._touch_parent(parent, attr.ctime_ns, 1 if attr.is_dir else 0)
@@ -150,9 +150,7 @@ class Names:
     def _linked(self, attr: Attr, parent: Ino, name: bytes, now: int, seq: Seq) -> None:
         core = self._core
         fresh = core.tree.attr(attr.ino) or attr
-        fresh = msgspec.structs.replace(fresh, nlink=fresh.nlink + 1, ctime_ns=now)
-        core.tree.set_attr(fresh)
-        core.tree.touch_ino(attr.ino, seq)
+        self._follow(msgspec.structs.replace(fresh, nlink=fresh.nlink + 1, ctime_ns=now), seq)
         if core.tree.follows(parent, name, seq):
             core.tree.set_child(parent, name, attr.ino)
         self._touch_parent(parent, now)
@@ -388,10 +386,9 @@ class Names:
 
     def _lost_name(self, attr: Attr, now: int, seq: Seq) -> None:
         core = self._core
-        core.tree.touch_ino(attr.ino, seq)
         fresh = core.tree.attr(attr.ino) or attr
         if fresh.nlink > 1 and not fresh.is_dir:
-            core.tree.set_attr(msgspec.structs.replace(fresh, nlink=fresh.nlink - 1, ctime_ns=now))
+            self._follow(msgspec.structs.replace(fresh, nlink=fresh.nlink - 1, ctime_ns=now), seq)
             core.notifier.forget_attr(attr.ino)
             return
         core.tree.forget_attr(attr.ino)
@@ -409,9 +406,16 @@ class Names:
             return
         core.tree.set_child(parent, name, attr.ino)
         fresh = core.tree.attr(attr.ino) or attr
-        core.tree.set_attr(msgspec.structs.replace(fresh, ctime_ns=now))
-        core.tree.touch_ino(attr.ino, seq)
+        self._follow(msgspec.structs.replace(fresh, ctime_ns=now), seq)
         core.tree.moved_directory(attr.ino, parent)
+
+    def _follow(self, attr: Attr, seq: Seq) -> None:
+        """Take what commit `seq` (NOW: none yet) left of an inode, unless a later one is known."""
+        tree = self._core.tree
+        if seq == NOW or tree.touch_ino(attr.ino, seq):
+            tree.set_attr(attr)
+        else:
+            tree.forget_attr(attr.ino)
 
     def _touch_parent(self, parent: Ino, now: int, links: int = 0) -> None:
         core = self._core

@@ -13,6 +13,7 @@ import pytest
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import ROOT
+from mount.core import Policy
 from mount.filesystem import Changes
 from tests.harness.world import ME, World, eventually, find, load, names, save, split
 
@@ -383,3 +384,17 @@ def test_a_file_that_the_cluster_does_not_know_yet_can_be_read(world: World) -> 
     assert bytes(client.vfs.read(opened.fh, 0, 100)) == bytes(10) + b"text"
     world.lines["a"].cut_until = 0.0
     client.vfs.release(opened.fh, 0, False)
+
+
+@pytest.mark.expects_warnings
+def test_a_change_that_nobody_waited_for_shows_once_it_is_committed(world: World) -> None:
+    client = world.mount("a", Policy(change_deadline_s=0.2, poll_s=0.1))
+    assert names(client, "") == []
+    world.lines["a"].cut_until = time.monotonic() + 60.0
+    with pytest.raises(EverfoldError) as err:
+        client.vfs.mkdir(ROOT, b"late", 0o755, ME)
+    assert err.value.kind is Kind.TIMEOUT
+    world.lines["a"].cut_until = 0.0
+
+    assert eventually(lambda: names(client, "") == ["late"])
+    assert find(client, "").nlink == 3

@@ -245,8 +245,9 @@ class VfsMachine(RuleBasedStateMachine):
         assert (found, mode) in [(thing.data, thing.mode), *thing.drafts], "an impossible state"
         if found != thing.data:
             thing.mtime_ns = None
+        if len(thing.drafts) > 1:  # the last write may be one that was lost
+            thing.since_ns = 0
             thing.is_written = bool(found)
-        thing.since_ns = 0  # the last write may be one that was lost
         thing.data, thing.mode = found, mode
         thing.journaled()
 
