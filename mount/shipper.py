@@ -2,9 +2,10 @@
 
 There is one shipper thread. It takes what has gathered, turns `StagedWrite`s into blocks
 (cut at multiples of BLOCK_MAX; small scattered pieces share a block), has them stored on
-enough nodes, commits the batch, and tells each record's owner what became of it. While the
-cluster is away it tries again for ever; the journal keeps the records meanwhile, and whoever
-waits has a deadline of his own.
+enough nodes, commits the batch, and tells each record's owner what became of it. While one
+batch is committed the bytes of the next are already being stored; commits keep their order.
+While the cluster is away it tries again for ever; the journal keeps the records meanwhile, and
+whoever waits has a deadline of his own.
 
 A record whose file is just being closed may be held back a moment (`hold`), so that the seal
 of the last close travels with it instead of in a commit of its own.
@@ -17,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import msgspec
@@ -34,8 +36,10 @@ from mount.staging import Place, Staging
 log = logging.getLogger(__name__)
 
 BATCH_OPS = 2000
-BATCH_BYTES = 32 * 1024 * 1024
+BATCH_BYTES = 16 * 1024 * 1024
+PIPELINE = 3  # batches whose bytes are being stored, or that wait for the commit before them
 HOLD_S = 0.02
+_INLINE_BYTES = 256 * 1024  # less is stored by the shipper itself: a thread's turn costs more
 _FATAL = {Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.STALE}
 
 
@@ -78,12 +82,13 @@ class Shipper:
         self._space, self._mount = space, mount
         self._names, self._blocks = names, blocks
         self._staging, self._journal = staging, journal
-        self._lock = threading.Lock()  # guards _queue, _urgent, _ending; taken last
+        self._lock = threading.Lock()  # guards _queue, _under_way, _urgent; taken last
         self._wake = threading.Condition(self._lock)
         self._queue: deque[Item] = deque()
         self._under_way: list[Item] = []
         self._urgent = 0  # records up to this number are not held back
-        self._ending = False
+        self._ended = threading.Event()
+        self._pool = ThreadPoolExecutor(PIPELINE, "store")
         self.failure: EverfoldError | None = None  # why the cluster was not reached lately
         self.broken: EverfoldError | None = None  # why nothing is shipped any more
         self.committed_number = 0  # everything up to here is in the cluster
@@ -158,53 +163,83 @@ class Shipper:
     def close(self) -> None:
         """Stop after the batch under way; what is queued stays in the journal."""
         with self._lock:
-            self._ending = True
+            self._ended.set()
             self._wake.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout=35)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------ the thread
 
     def _run(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            try:
-                if self.broken is not None:
-                    raise self.broken
-                self._ship(batch)
-            except EverfoldError as err:
-                self._refuse(batch, err)
-            except Exception as err:
-                log.exception("a batch could not be shipped")
-                self._refuse(batch, EverfoldError(Kind.INTERNAL, f"cannot be shipped: {err}"))
+        pipeline: deque[tuple[list[Item], Future[None]]] = deque()
+        while True:
+            while len(pipeline) < PIPELINE:
+                batch = self._next_batch(is_waiting=not pipeline)
+                if batch is None:
+                    break
+                pipeline.append((batch, self._begin(batch, is_alone=not pipeline)))
+            if not pipeline:
+                return
+            self._end(*pipeline[0])
+            pipeline.popleft()
             with self._lock:
-                self._under_way = []
+                self._under_way = [item for batch, _ in pipeline for item in batch]
                 self._wake.notify_all()
 
-    def _next_batch(self) -> list[Item] | None:
-        """Wait for records; return those that go together, None at the end."""
+    def _begin(self, batch: list[Item], is_alone: bool) -> Future[None]:
+        """Start to store a batch's bytes: beside what is under way, or at once if that is less."""
+        if not (is_alone and sum(item.staged_bytes for item in batch) < _INLINE_BYTES):
+            return self._pool.submit(self._store, batch)
+        done: Future[None] = Future()
+        try:
+            self._store(batch)
+            done.set_result(None)
+        except Exception as err:  # noqa: BLE001  # raised again where the batch is committed
+            done.set_exception(err)
+        return done
+
+    def _end(self, batch: list[Item], stored: Future[None]) -> None:
+        """Commit a batch and tell its owners."""
+        try:
+            if self.broken is not None:
+                raise self.broken
+            self._ship(batch, stored)
+        except EverfoldError as err:
+            self._refuse(batch, err)
+        except Exception as err:
+            log.exception("a batch could not be shipped")
+            self._refuse(batch, EverfoldError(Kind.INTERNAL, f"cannot be shipped: {err}"))
+
+    def _next_batch(self, is_waiting: bool) -> list[Item] | None:
+        """Return records that go together; None when there are none yet, or at the end."""
         with self._lock:
             while True:
-                if self._ending:
+                if self._ended.is_set():
                     return None
                 pause = self._ready_in()
                 if pause <= 0:
                     break
+                if not is_waiting:
+                    return None
                 self._wake.wait(pause if pause < 1e9 else None)
             batch: list[Item] = []
             nbytes, now = 0, time.monotonic()
-            while self._queue:
-                item = self._queue[0]
-                is_full = len(batch) >= BATCH_OPS or nbytes + item.staged_bytes > BATCH_BYTES
-                if batch and not item.is_glued and (is_full or self._held(item, now)):
-                    break
-                if batch and item.epoch != batch[-1].epoch:
-                    break
-                if batch and item.number != batch[-1].number + 1:
-                    break  # a damaged journal has holes; a commit numbers without any
-                batch.append(self._queue.popleft())
+            while self._queue and not self._is_cut(batch, self._queue[0], nbytes, now):
+                item = self._queue.popleft()
+                batch.append(item)
                 nbytes += item.staged_bytes
-            self._under_way = batch
+            self._under_way = [*self._under_way, *batch]
             return batch
+
+    def _is_cut(self, batch: list[Item], item: Item, nbytes: int, now: float) -> bool:
+        """Tell whether a batch ends before `item`."""
+        if not batch:
+            return False
+        if item.epoch != batch[-1].epoch or item.number != batch[-1].number + 1:
+            return True  # a commit has one epoch, and numbers its operations without holes
+        is_full = len(batch) >= BATCH_OPS or nbytes + item.staged_bytes > BATCH_BYTES
+        return not item.is_glued and (is_full or self._held(item, now))
 
     def _held(self, item: Item, now: float) -> bool:
         return item.hold_until > now and item.number > self._urgent
@@ -215,24 +250,26 @@ class Shipper:
         head, now = self._queue[0], time.monotonic()
         return head.hold_until - now if self._held(head, now) else 0.0
 
-    def _ship(self, batch: list[Item]) -> None:
+    def _ship(self, batch: list[Item], stored: Future[None]) -> None:
         pause = 0.02
+        is_first = True
         while True:
             try:
-                self._store(batch)
+                if is_first:
+                    stored.result()
+                else:
+                    self._store(batch)
                 committed = self._commit(batch)
                 break
             except EverfoldError as err:
-                if err.kind in _FATAL:
+                if err.kind in _FATAL or self._ended.is_set():
                     raise
                 if self.failure is None or self.failure.kind is not err.kind:
                     log.warning("the cluster does not take changes, they wait: %s", err)
                 self.failure = err
-                with self._lock:
-                    if self._ending:
-                        raise
-                    self._wake.wait(pause)
-                pause = min(pause * 2, 0.5)
+            is_first = False
+            self._ended.wait(pause)
+            pause = min(pause * 2, 0.5)
         if self.failure is not None:
             log.info("the cluster is back")
             self.failure = None
@@ -252,7 +289,7 @@ class Shipper:
 
         Nothing more is shipped by this process; the next mount tries again.
         """
-        if self.broken is None and not self._ending:
+        if self.broken is None and not self._ended.is_set():
             log.error("nothing more is sent, changes stay in the journal: %s", err)
         self.broken = self.failure = err
         result = wire.Result(kind=err.kind.value, message=err.message)
