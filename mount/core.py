@@ -68,8 +68,10 @@ class Core(Knowledge):
 
     def change(
         self, op: wire.AnyOp, check: Callable[[], None], apply: Callable[[Seq], None]
-    ) -> None:
+    ) -> Seq:
         """Make a change of names: at once under the write lease, else once it is committed.
+
+        Return the commit's number, NOW when there is none yet.
 
         `check` raises what refuses the change as far as memory tells, or `Unknown`; it runs
         under the lease only. `apply` lets the tree follow; it gets the commit number, or NOW
@@ -85,11 +87,11 @@ class Core(Knowledge):
                     check()
                     self.submit(op)
                     apply(NOW)
-                    return
+                    return NOW
             except Unknown as unknown:
                 unknown.fetch()
         self.wants_lease.set()
-        self.commit(op, apply)
+        return self.commit(op, apply)[1]
 
     def _wait_turn(self) -> None:
         """Slow down whoever changes names while too many changes wait for the cluster."""

@@ -292,6 +292,12 @@ class Knowledge:
                 content.attr = msgspec.structs.replace(answer.attrs[0], nlink=0)
             return self._local(content.attr)
 
+    def adopt(self, content: Content) -> None:
+        """The opposite of `orphan`: a name leads to the file. Hold the lock."""
+        content.is_orphan = False
+        content.attr = None
+        content.read_seq = NOW
+
     # ------------------------------------------------------------ what others changed
 
     def attr_changed(self, ino: Ino, seq: Seq) -> None:

@@ -201,11 +201,12 @@ class Names:
             if is_rmdir and not core.known_empty(attr.ino):
                 raise EverfoldError(Kind.NOT_EMPTY, "the directory is not empty")
 
-        core.change(
+        seq = core.change(
             wire.Unlink(parent, name, attr.ino, is_rmdir, now),
             check,
             lambda seq: self._removed(parent, name, attr, now, seq),
         )
+        self._look_again(attr.ino, seq)
 
     def _removed(self, parent: Ino, name: bytes, attr: Attr, now: int, seq: Seq) -> None:
         core = self._core
@@ -247,11 +248,13 @@ class Names:
             replaced=Ino(0) if replaced is None else replaced.ino,
             flags=flags,
         )
-        core.change(
+        seq = core.change(
             op,
             lambda: self._check_rename(op, moved, replaced),
             lambda seq: self._renamed(op, moved, replaced, seq),
         )
+        if replaced is not None:
+            self._look_again(replaced.ino, seq)
 
     def _check_rename(self, op: wire.Rename, moved: Attr, replaced: Attr | None) -> None:
         """Raise what a rename is refused for; that a directory is not moved into itself the
@@ -398,6 +401,19 @@ class Names:
             known = Seq(seq - 1) if seq else core.feed_seq
             core.orphan(content, msgspec.structs.replace(fresh, ctime_ns=now), known)
             core.drop_content(content)
+
+    def _look_again(self, ino: Ino, seq: Seq) -> None:
+        """Another machine may have given an open file a name of which nothing was heard yet:
+        then it is not gone, and what is written to it must not stay here."""
+        core = self._core
+        content = core.contents.get(ino)
+        if seq == NOW or content is None or not content.handles or not content.is_orphan:
+            return
+        answer = core.read(lambda: core.names.attrs(wire.GetAttrs(core.space, [ino])))
+        if answer.attrs:
+            with core.lock:
+                core.adopt(content)
+                core.tree.install_attr(answer.attrs[0], answer.seq)
 
     def _put(self, parent: Ino, name: bytes, attr: Attr, now: int, seq: Seq) -> None:
         core = self._core

@@ -398,3 +398,20 @@ def test_a_change_that_nobody_waited_for_shows_once_it_is_committed(world: World
 
     assert eventually(lambda: names(client, "") == ["late"])
     assert find(client, "").nlink == 3
+
+
+def test_a_file_that_another_machine_linked_unnoticed_is_not_taken_for_gone(world: World) -> None:
+    a, b = world.mount("a"), world.mount("b")
+    save(a, "f", b"before")
+    a.vfs.syncfs()
+    ino = find(b, "f").ino
+    opened = a.vfs.open(ino, os.O_RDWR)
+    a.vfs.feed.close()  # what the other does now is not heard of here
+    b.vfs.link(ino, ROOT, b"g")
+    a.vfs.unlink(ROOT, b"f")
+    a.vfs.write(opened.fh, 0, b"AFTER!", False)
+    a.vfs.fsync(opened.fh, False)
+
+    assert eventually(lambda: load(b, "g") == b"AFTER!")
+    assert names(b, "") == ["g"]
+    a.vfs.release(opened.fh, 0, False)
