@@ -182,6 +182,10 @@ class Core(Knowledge):
         patience.require()
         outcome = self.submit(record, apply=apply)
         self.shipper.hurry(self.journal.next_number - 1)
+        return self.outcome_of(outcome)
+
+    def outcome_of(self, outcome: Future[tuple[wire.Result, Seq]]) -> tuple[wire.Result, Seq]:
+        """Wait for what became of a change; raises as `commit` does."""
         try:
             result, seq = outcome.result(self.policy.change_deadline_s)
         except FutureTimeout:

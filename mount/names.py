@@ -162,20 +162,17 @@ class Names:
         patience.require()
         attr = msgspec.structs.replace(attr, nlink=1, ctime_ns=core.clock.time_ns())
         op = _make_op(parent, name, attr)
+
+        def appeared(seq: Seq) -> None:
+            core.adopt(content)
+            self._made(parent, name, attr, seq)
+
         with core.lock:
             content = core.contents[attr.ino]
             record = content.take(is_sealed=False)
-            if record is None:
-                outcome = core.submit(op)
-            else:
-                content.has_open_version = True
-                outcome = core.submit(op, record)
-        result, seq = outcome.result(core.policy.change_deadline_s)
-        result.check()
-        with core.lock:
-            content.is_orphan = False
-            content.attr = None
-            self._made(parent, name, attr, seq)
+            content.has_open_version = record is not None
+            outcome = core.submit(op, *([] if record is None else [record]), apply=appeared)
+        core.outcome_of(outcome)
         return core.attr(attr.ino)
 
     # ------------------------------------------------------------ removing and moving

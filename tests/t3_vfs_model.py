@@ -230,10 +230,12 @@ class VfsMachine(Machines):
         change = Changes(size=size)
         if self._try(lambda: self.vfs.setattr(thing.ino, change, None, ME), why) is None:
             return
+        before = thing.data
         thing.resize(size)
         if not any(h.thing is thing and h.is_writer for h in self.handles[self.here]):
             thing.journaled()
-            self.model.saved(thing)
+            if thing.data != before or not self._is_open_elsewhere(thing):
+                self.model.saved(thing)
 
     @rule(data=st.data(), mode=st.sampled_from([0, 1, 3, 16, 17, 32]),
           offset=OFFSETS, length=LENGTHS)  # fmt: skip
