@@ -4,10 +4,9 @@ It is for systems whose kernel does not speak Linux's FUSE protocol; elsewhere `
 is faster and exacter.
 
 Known limits, all of them libfuse's or the binding's:
- - Nothing can be told to the kernel, so it is told to remember next to nothing: attributes
-   and absences not at all, a name for a second (so a file that another machine replaces by a
-   directory may be EIO that long), pages until the file's mtime or size is seen to change.
-   A `stat` always reaches Python.
+ - Nothing can be told to the kernel, so it is told to remember nothing: names and attributes
+   expire at once, pages when the file's mtime or size is seen to change. A `stat` always
+   reaches Python.
  - fstat of a file that was deleted while open fails once its directory is gone too.
  - A rename over a file that is open deletes that first: the name is absent for a moment.
  - rename EXCHANGE is refused (EINVAL); NOREPLACE works. No O_TMPFILE.
@@ -171,7 +170,7 @@ class FusepyMount:
             "fsname": self._options.fsname,
             "subtype": mounting.SUBTYPE,
             "use_ino": True,
-            "entry_timeout": 1,  # safe: libfuse asks by path, so what is behind a name is fresh
+            "entry_timeout": 0,  # a name that another machine removed could not be created anew
             "negative_timeout": 0,
             "attr_timeout": 0,
         }

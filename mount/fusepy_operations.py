@@ -288,8 +288,14 @@ class Operations:
 
     @_operation
     def open(self, path: str, fi: Any) -> None:
-        with self._ino(path) as ino:
-            self._put_into(fi, ino, self._fs.open(ino, fi.flags))
+        try:
+            with self._ino(path) as ino:
+                self._put_into(fi, ino, self._fs.open(ino, fi.flags))
+        except EverfoldError as err:
+            if err.kind is not Kind.NOT_FOUND:
+                raise
+            # The kernel remembers a name that is gone; told so it looks again, and may create.
+            raise EverfoldError(Kind.STALE, "the name is gone", err.subject) from err
 
     @_operation
     def read(self, path: str, size: int, offset: int, fi: Any) -> bytes:
