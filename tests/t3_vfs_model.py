@@ -248,8 +248,7 @@ class VfsMachine(Machines):
         thing = handle.thing
         if mode in (3, 16, 17):
             thing.zero(offset, length)
-            thing.touched()
-            thing.is_saved = False
+            thing.changed(thing.data)  # also when nothing was there
         if mode in (0, 16) and offset + length > thing.size:
             thing.resize(offset + length)
 
