@@ -51,9 +51,16 @@ class _Connection:
         """Tell whether an idle connection was closed (or spoken to) by the server."""
         return bool(self._buffer) or bool(self._poll.poll(0))
 
-    def send(self, pieces: list[bytes | memoryview], ends: float) -> None:
-        """Send all pieces, with as few copies as the socket allows."""
+    def send(self, pieces: list[bytes | memoryview], ends: float) -> bool:
+        """Send all pieces, with as few copies as the socket allows; False when cut off."""
         self.has_heard = False
+        try:
+            self._send(pieces, ends)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def _send(self, pieces: list[bytes | memoryview], ends: float) -> None:
         if isinstance(self.sock, ssl.SSLSocket):
             self._deadline(ends)
             self.sock.sendall(b"".join(pieces))
@@ -214,8 +221,10 @@ class HttpTransport:
     ) -> tuple[int, dict[str, str], bytes]:
         can_be_used = False
         try:
-            connection.send(pieces, ends)
+            # A server may refuse a body before it has read it, and close: its answer counts.
+            was_cut_off = not connection.send(pieces, ends)
             status, got, data, can_be_used = connection.receive(method, ends)
+            can_be_used = can_be_used and not was_cut_off
         except TimeoutError as err:
             raise EverfoldError(
                 Kind.TIMEOUT, f"no answer in {timeout_s:g} s", self.base_url
