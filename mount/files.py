@@ -140,8 +140,8 @@ class Files:
         if content.is_changed:
             core.flush(content, is_sealed=True)
         elif content.has_open_version:
-            if not core.shipper.seal_queued(content.last_write_number):
-                core.submit(wire.Seal(content.ino, core.clock.time_ns()))
+            # A record of its own: after a crash the journal must tell one save from the next.
+            core.submit(wire.Seal(content.ino, core.clock.time_ns()))
         elif content.is_new and not content.base and not content.last_write_number:
             core.submit(wire.Seal(content.ino, core.clock.time_ns()))
         content.has_open_version = content.is_new = False

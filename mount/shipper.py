@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import msgspec
-
 from everfold import wire
 from everfold.blockid import name_of
 from everfold.errors import EverfoldError, Kind
@@ -112,22 +110,6 @@ class Shipper:
             if number > self._urgent:
                 self._urgent = number
                 self._wake.notify_all()
-
-    def seal_queued(self, number: int) -> bool:
-        """Let a write that is still queued seal its version, and go; False if it has left."""
-        with self._lock:
-            for index in range(len(self._queue) - 1, -1, -1):
-                item = self._queue[index]
-                if item.number == number:
-                    if not isinstance(item.record, StagedWrite):
-                        return False
-                    item.record = msgspec.structs.replace(item.record, is_sealed=True)
-                    item.hold_until = 0.0
-                    self._wake.notify_all()
-                    return True
-                if item.number < number:
-                    break
-        return False
 
     def make_durable(self) -> None:
         """Let what waits survive a power cut of this machine too."""

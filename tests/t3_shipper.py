@@ -158,17 +158,6 @@ def test_a_record_that_is_held_back_takes_what_comes_after_it_along(bench: Bench
     assert bench.cluster.numbers == [[1, 2]]
 
 
-def test_a_seal_joins_a_write_that_has_not_left_yet(bench: Bench) -> None:
-    number = bench.submit(bench.stage(2, b"text"), hold_s=60.0)
-    assert bench.shipper.seal_queued(number)
-    bench.shipper.start()
-    assert bench.shipper.drain(10)
-
-    sent = bench.cluster.commits[0].ops[0]
-    assert isinstance(sent, wire.Write) and sent.is_sealed
-    assert not bench.shipper.seal_queued(number)
-
-
 def test_a_hole_in_the_numbers_begins_a_new_commit(bench: Bench) -> None:
     bench.submit(unlink())
     bench.journal.skip_to(10)
