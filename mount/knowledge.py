@@ -37,6 +37,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 READ_DEADLINE_S = 10.0
+_GONE_S = 2.0  # how long the feed may take to tell of a deletion that an answer shows
 KEPT_CONTENTS = 20_000  # closed files whose extents are remembered
 
 
@@ -87,6 +88,8 @@ class Knowledge:
         patience.require()
         answer = self.read(lambda: self.names.attrs(wire.GetAttrs(self.space, [ino])))
         if not answer.attrs:
+            if content is not None and self._is_orphaned_soon(content):
+                return self._orphan_attr(content)
             raise EverfoldError(Kind.STALE, "the inode is gone")
         with self.lock:
             attr = answer.attrs[0]
@@ -199,7 +202,12 @@ class Knowledge:
                     return
             patience.require()
             ask = wire.GetExtents(self.space, content.ino, seq=content.read_seq)
-            answer = self.read(lambda: self.names.extents(ask))  # noqa: B023
+            try:
+                answer = self.read(lambda: self.names.extents(ask))  # noqa: B023
+            except EverfoldError as err:
+                if err.kind is not Kind.NOT_FOUND or ask.seq or not self._is_orphaned_soon(content):
+                    raise
+                continue
             self.blocks.learn(answer.where, [])
             with self.lock:
                 if self.tree.touched_after(content.ino, answer.seq) and not content.read_seq:
@@ -277,6 +285,16 @@ class Knowledge:
             content.attr = msgspec.structs.replace(self._local(attr), nlink=0)
         content.is_orphan = True
         content.read_seq = seq
+
+    def _is_orphaned_soon(self, content: Content) -> bool:
+        """Tell whether an open file that the nameserver knows no more was deleted elsewhere.
+
+        The feed says so, and as of when it can still be read.
+        """
+        with self.lock:
+            if content.handles:
+                self.feed_moved.wait_for(lambda: content.is_orphan, _GONE_S)
+            return content.is_orphan
 
     def _orphan_attr(self, content: Content) -> Attr:
         """Ask for the attributes that a file had when it lost its last name."""

@@ -415,3 +415,47 @@ def test_a_file_that_another_machine_linked_unnoticed_is_not_taken_for_gone(worl
     assert eventually(lambda: load(b, "g") == b"AFTER!")
     assert names(b, "") == ["g"]
     a.vfs.release(opened.fh, 0, False)
+
+
+@pytest.mark.expects_warnings
+def test_each_save_that_a_killed_mount_left_is_a_version(world: World) -> None:
+    client = world.mount()
+    save(client, "f", b"save 0")
+    client.vfs.syncfs()
+    for node in world.nodes.values():
+        node.is_down = True
+    for number in range(1, 4):
+        save(client, "f", b"save %d" % number)
+    client.abandon()
+    world.forget(client)
+    for node in world.nodes.values():
+        node.is_down = False
+
+    assert versions(world.mount(), "f") == [b"save 0", b"save 1", b"save 2", b"save 3"]
+
+
+@pytest.mark.expects_warnings
+def test_a_file_that_another_machine_wrote_and_deleted_is_read_to_its_end(world: World) -> None:
+    a, b = world.mount("a"), world.mount("b")
+    save(a, "f", b"")
+    a.vfs.syncfs()
+    assert eventually(lambda: names(b, "") == ["f"])
+    opened = b.vfs.open(find(b, "f").ino, os.O_RDONLY)
+    save(a, "f", b"written after it was opened")
+    a.vfs.syncfs()
+    a.vfs.unlink(ROOT, b"f")
+    a.vfs.syncfs()
+    assert eventually(lambda: names(b, "") == [])
+
+    assert bytes(b.vfs.read(opened.fh, 0, 100)) == b"written after it was opened"
+    b.vfs.release(opened.fh, 0, False)
+
+
+def test_a_time_set_right_after_a_save_stays_when_the_save_is_through(world: World) -> None:
+    client = world.mount()
+    for number in range(20):
+        save(client, "f", b"text %d" % number)
+        ino = find(client, "f").ino
+        client.vfs.setattr(ino, Changes(mtime_ns=1000 + number), None, ME)
+        client.vfs.syncfs()
+        assert find(client, "f").mtime_ns == 1000 + number
