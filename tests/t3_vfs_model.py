@@ -27,7 +27,7 @@ from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from mount.filesystem import Changes
 from mount.policy import Policy
-from tests.harness.dictfs import Thing
+from tests.harness.dictfs import LONG_AGO, Thing
 from tests.harness.machines import Handle, Machines
 from tests.harness.world import ME
 
@@ -407,7 +407,7 @@ class VfsMachine(Machines):
             attr = self.vfs.lookup(above.ino, new_name).attr
             there = above.children[new_name] = Thing(attr.ino, attr.mode)
             above.touched()
-        there.data, there.mtime_ns, there.since_ns, there.is_written = text, None, 0, True
+        there.data, there.mtime_ns, there.since_ns, there.is_written = text, None, LONG_AGO, True
         there.journaled()
         self.model.saved(there)
 

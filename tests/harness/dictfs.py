@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 from everfold.errors import Kind
 from everfold.model import ROOT, Ino
 
+LONG_AGO = -(1 << 62)
+
 
 @dataclass(eq=False, repr=False)
 class Thing:
@@ -27,7 +29,7 @@ class Thing:
     data: bytes = b""
     target: bytes = b""
     mtime_ns: int | None = None
-    since_ns: int = 0
+    since_ns: int = LONG_AGO
     atime_ns: int | None = None
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     children: dict[bytes, Thing] = field(default_factory=dict)

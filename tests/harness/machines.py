@@ -27,7 +27,7 @@ from everfold.model import ROOT, Attr
 from mount.client import Client
 from mount.feed import wait_for_feed
 from mount.policy import Policy
-from tests.harness.dictfs import DictFs, Thing
+from tests.harness.dictfs import LONG_AGO, DictFs, Thing
 from tests.harness.world import World
 
 NAMES = [b"a", b"b", b"c.txt", b"d"]
@@ -216,7 +216,7 @@ class Machines(RuleBasedStateMachine):
         if found != thing.data:
             thing.mtime_ns = None
         if len(thing.drafts) > 1:  # the last write may be one that was lost
-            thing.since_ns = 0
+            thing.since_ns = LONG_AGO
             thing.is_written = bool(found)
         thing.data, thing.mode = found, mode
         thing.journaled()
