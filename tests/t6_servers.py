@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,14 @@ from tests.harness.mounts import DRIVERS
 pytestmark = pytest.mark.fuse
 
 
+@pytest.fixture(scope="module")
+def cluster(live_cluster: RealCluster) -> RealCluster:
+    return live_cluster
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[RealCluster]:
+def own_cluster(tmp_path: Path) -> Iterator[RealCluster]:
+    """A cluster that the test may stop."""
     with running(tmp_path / "cluster") as started:
         started.log_in()
         yield started
@@ -34,6 +41,13 @@ def cluster(tmp_path: Path) -> Iterator[RealCluster]:
 def mount(cluster: RealCluster, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Folder]:
     with folder(cluster, tmp_path / "folder", request.param) as made:
         yield made
+
+
+@pytest.fixture
+def here(mount: Folder) -> Path:
+    fresh = mount.path / secrets.token_hex(4)
+    fresh.mkdir()
+    return fresh
 
 
 def kill_nameserver(cluster: RealCluster) -> None:
@@ -56,9 +70,9 @@ for number in range(count):
 
 
 def test_work_goes_on_over_a_kill_of_the_nameserver_and_nothing_is_lost(
-    cluster: RealCluster, mount: Folder, tmp_path: Path
+    cluster: RealCluster, mount: Folder, here: Path, tmp_path: Path
 ) -> None:
-    top, count = mount.path / "work", 150
+    top, count = here / "work", 150
     top.mkdir()
     with subprocess.Popen(
         [sys.executable, "-c", _SAVER, top, str(count)], stdout=subprocess.PIPE, text=True
@@ -72,55 +86,55 @@ def test_work_goes_on_over_a_kill_of_the_nameserver_and_nothing_is_lost(
     with folder(cluster, tmp_path / "fresh") as fresh:
         for number in range(count):
             expected = f"{number} ".encode() * 500
-            assert (fresh.path / "work" / f"f{number}").read_bytes() == expected
+            assert (fresh.path / here.name / "work" / f"f{number}").read_bytes() == expected
     assert cluster.tool("fsck").returncode == 0
 
 
 def test_a_tree_is_copied_while_the_nameserver_is_killed_again_and_again(
-    cluster: RealCluster, mount: Folder, tmp_path: Path
+    cluster: RealCluster, mount: Folder, here: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
     for name in ("email", "xml", "json", "unittest"):
         stdlib = Path(sysconfig.get_path("stdlib"), name)
         shutil.copytree(stdlib, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    with subprocess.Popen(["cp", "-a", source, mount.path / "copy"]) as copy:
+    with subprocess.Popen(["cp", "-a", source, here / "copy"]) as copy:
         for _ in range(2):
             kill_nameserver(cluster)
         assert copy.wait(90) == 0
 
-    assert picture(mount.path / "copy") == picture(source)
+    assert picture(here / "copy") == picture(source)
     mount.unmount()
     with folder(cluster, tmp_path / "fresh") as fresh:
-        assert picture(fresh.path / "copy") == picture(source)
+        assert picture(fresh.path / here.name / "copy") == picture(source)
 
 
 def test_a_name_that_was_acknowledged_survives_a_kill_of_the_nameserver(
-    cluster: RealCluster, mount: Folder, tmp_path: Path
+    cluster: RealCluster, mount: Folder, here: Path, tmp_path: Path
 ) -> None:
-    (mount.path / "d").mkdir()
-    (mount.path / "d" / "old").write_bytes(b"content")
-    os.rename(mount.path / "d" / "old", mount.path / "d" / "new")
-    handle = os.open(mount.path / "d", os.O_RDONLY)
+    (here / "d").mkdir()
+    (here / "d" / "old").write_bytes(b"content")
+    os.rename(here / "d" / "old", here / "d" / "new")
+    handle = os.open(here / "d", os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
     kill_nameserver(cluster)
 
     with folder(cluster, tmp_path / "fresh") as fresh:
-        assert os.listdir(fresh.path / "d") == ["new"]
-        assert (fresh.path / "d" / "new").read_bytes() == b"content"
+        assert os.listdir(fresh.path / here.name / "d") == ["new"]
+        assert (fresh.path / here.name / "d" / "new").read_bytes() == b"content"
 
 
 def test_what_is_known_is_read_while_the_nameserver_hangs(
-    cluster: RealCluster, mount: Folder
+    cluster: RealCluster, mount: Folder, here: Path
 ) -> None:
     content = os.urandom(200_000)
-    (mount.path / "f").write_bytes(content)
+    (here / "f").write_bytes(content)
     os.sync()
     cluster.signal("nameserver", signal.SIGSTOP)
     try:
         began = time.monotonic()
-        assert (mount.path / "f").read_bytes() == content
-        assert os.statvfs(mount.path).f_namemax == 255
+        assert (here / "f").read_bytes() == content
+        assert os.statvfs(here).f_namemax == 255
         assert time.monotonic() - began < 5
     finally:
         cluster.signal("nameserver", signal.SIGCONT)
@@ -130,11 +144,11 @@ def test_what_is_known_is_read_while_the_nameserver_hangs(
 
 
 def test_changes_that_a_killed_mount_had_not_sent_are_sent_by_the_next(
-    cluster: RealCluster, mount: Folder, tmp_path: Path
+    cluster: RealCluster, mount: Folder, here: Path, tmp_path: Path
 ) -> None:
-    path = mount.path / "f"
+    path = here / "f"
     path.write_bytes(b"first")
-    with (mount.path / "large").open("wb") as large:
+    with (here / "large").open("wb") as large:
         os.fsync(large.fileno())
         cluster.signal("nameserver", signal.SIGSTOP)
         path.write_bytes(b"second, not sent")
@@ -143,21 +157,21 @@ def test_changes_that_a_killed_mount_had_not_sent_are_sent_by_the_next(
     mount.kill()
     cluster.signal("nameserver", signal.SIGCONT)
     with pytest.raises(OSError):
-        os.listdir(mount.path)
+        os.listdir(here)
 
     mount.mount()
     assert path.read_bytes() == b"second, not sent"
-    assert hashlib.sha256((mount.path / "large").read_bytes()).digest() == (
+    assert hashlib.sha256((here / "large").read_bytes()).digest() == (
         hashlib.sha256(content).digest()
     )
     assert versions(path) == [b"first", b"second, not sent"]
     with folder(cluster, tmp_path / "fresh") as fresh:
-        assert (fresh.path / "f").read_bytes() == b"second, not sent"
-        assert (fresh.path / "large").read_bytes() == content
+        assert (fresh.path / here.name / "f").read_bytes() == b"second, not sent"
+        assert (fresh.path / here.name / "large").read_bytes() == content
 
 
 def test_names_made_early_by_a_killed_mount_are_sent_by_the_next(
-    cluster: RealCluster, mount: Folder, tmp_path: Path
+    cluster: RealCluster, mount: Folder, here: Path, tmp_path: Path
 ) -> None:
     script = """
 import os, sys
@@ -171,7 +185,7 @@ for number in range(400):
 """
     done = -1
     with subprocess.Popen(
-        [sys.executable, "-c", script, mount.path],
+        [sys.executable, "-c", script, here],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -186,35 +200,35 @@ for number in range(400):
     os.sync()
 
     with folder(cluster, tmp_path / "fresh") as fresh:
-        for seen in (mount.path, fresh.path):
+        for seen in (here, fresh.path / here.name):
             for number in range(done + 1):
                 path = seen / f"d{number % 7}" / f"f{number}"
                 assert path.read_bytes() == b"%d" % number, path
 
 
 def test_a_mount_that_is_killed_again_and_again_loses_no_save(
-    cluster: RealCluster, mount: Folder, tmp_path: Path
+    cluster: RealCluster, mount: Folder, here: Path, tmp_path: Path
 ) -> None:
     saved: list[bytes] = []
     for _ in range(3):
         for number in range(5):
             saved.append(b"save %d %d" % (len(saved), number))
-            (mount.path / "f").write_bytes(saved[-1])
+            (here / "f").write_bytes(saved[-1])
         mount.kill()
         mount.mount()
-        assert (mount.path / "f").read_bytes() == saved[-1]
+        assert (here / "f").read_bytes() == saved[-1]
 
-    assert versions(mount.path / "f") == saved
+    assert versions(here / "f") == saved
 
 
 def test_a_lock_of_a_killed_mount_does_not_hold_up_the_next(
-    cluster: RealCluster, mount: Folder
+    cluster: RealCluster, mount: Folder, here: Path
 ) -> None:
     script = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.{}(f, fcntl.LOCK_EX); print()"
-    (mount.path / "f").write_bytes(b"x")
+    (here / "f").write_bytes(b"x")
     for kind in ("flock", "lockf"):
         with subprocess.Popen(
-            [sys.executable, "-c", script.format(kind) + "; input()", mount.path / "f"],
+            [sys.executable, "-c", script.format(kind) + "; input()", here / "f"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         ) as holder:
@@ -223,7 +237,7 @@ def test_a_lock_of_a_killed_mount_does_not_hold_up_the_next(
             mount.kill()
             holder.kill()
         mount.mount()
-        line = [sys.executable, "-c", script.format(kind), str(mount.path / "f")]
+        line = [sys.executable, "-c", script.format(kind), str(here / "f")]
         assert subprocess.run(line, timeout=20, capture_output=True, check=False).returncode == 0
 
 
@@ -231,8 +245,10 @@ def test_a_lock_of_a_killed_mount_does_not_hold_up_the_next(
 
 
 def test_a_restart_of_the_whole_cluster_brings_everything_back(
-    cluster: RealCluster, mount: Folder
+    own_cluster: RealCluster, tmp_path: Path
 ) -> None:
+    cluster, mount = own_cluster, Folder(own_cluster, tmp_path / "folder")
+    mount.mount()
     for number in range(20):
         (mount.path / f"f{number}").write_bytes(b"%d" % number * 1000)
     (mount.path / "f0").write_bytes(b"newer")
@@ -245,11 +261,14 @@ def test_a_restart_of_the_whole_cluster_brings_everything_back(
 
     assert picture(mount.path) == before
     assert versions(mount.path / "f0") == [b"0" * 1000, b"newer"]
+    mount.unmount()
 
 
 def test_a_cluster_killed_at_once_has_all_that_was_synced(
-    cluster: RealCluster, mount: Folder
+    own_cluster: RealCluster, tmp_path: Path
 ) -> None:
+    cluster, mount = own_cluster, Folder(own_cluster, tmp_path / "folder")
+    mount.mount()
     for number in range(10):
         with (mount.path / f"f{number}").open("wb") as file:
             file.write(b"%d" % number * 1000)
@@ -267,3 +286,4 @@ def test_a_cluster_killed_at_once_has_all_that_was_synced(
 
     assert picture(mount.path) == before
     assert cluster.tool("fsck").returncode == 0
+    mount.unmount()
