@@ -77,7 +77,7 @@ class Core(Knowledge):
         under the lease only. `apply` lets the tree follow; it gets the commit number, or NOW
         when there is none yet. Both are called with the lock held.
         """
-        self.lease.want()
+        self.want_lease()
         while self.lease.held:
             self._wait_turn()
             try:
@@ -92,6 +92,12 @@ class Core(Knowledge):
                 unknown.fetch()
         self.wants_lease.set()
         return self.commit(op, apply)[1]
+
+    def want_lease(self) -> None:
+        """Note that this mount changes something; the lease keeper asks when it has no lease."""
+        self.lease.want()
+        if not self.lease.epoch:
+            self.wants_lease.set()
 
     def _wait_turn(self) -> None:
         """Slow down whoever changes names while too many changes wait for the cluster."""
@@ -246,6 +252,7 @@ class Core(Knowledge):
                 self.tree.set_attr(msgspec.structs.replace(known, mode=content.mode_of(known)))
             record = content.take(is_sealed)
             if record is not None:
+                self.want_lease()
                 content.has_open_version = not is_sealed
                 self.submit(record, hold_s=hold_s)
 

@@ -113,10 +113,19 @@ class Files:
         return Opened(fh, keep_cache=True, no_flush=not handle.is_writer)
 
     def flush(self, fh: int) -> None:
-        """A descriptor was closed: put what is dirty into the journal; raise earlier errors."""
+        """A descriptor was closed: put what is dirty into the journal; raise earlier errors.
+
+        Without the write lease, wait for the commit as well (a moment: the journal has it), so
+        that what is closed first is committed first, whichever machine it was.
+        """
+        core = self._core
         content = self.handle(fh).content
-        with self._core.lock:
-            self._core.flush(content, hold_s=HOLD_S)
+        is_alone = bool(core.lease.held)
+        with core.lock:
+            core.flush(content, hold_s=HOLD_S if is_alone else 0.0)
+            if not is_alone and content.is_active and not content.is_orphan:
+                patience.require()  # harmless here: a second flush finds nothing dirty
+                core.feed_moved.wait_for(lambda: not content.is_active, core.policy.close_wait_s)
             if content.error is not None:
                 err, content.error = content.error, None
                 raise err

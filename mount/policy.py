@@ -18,6 +18,7 @@ class Policy:
     leases: bool = True  # ask for the write lease; without it every change waits
     backlog_ops: int = 20_000  # changes on their way past which those who make more wait
     change_deadline_s: float = 60.0  # how long a change may wait for its commit
+    close_wait_s: float = 2.0  # how long a close without the write lease waits for its commit
     dirty_max: int = 16 * 1024 * 1024  # past this a file's dirty bytes are sent on
     dirty_age_s: float = 0.5
     quiet_s: float = 5.0  # an open file without writes for so long has made a version
