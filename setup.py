@@ -35,10 +35,9 @@ setup(
         "itsdangerous>=2.1",
         "mfusepy>=3.0",
         "msgspec>=0.18",
-        "peewee>=3.17",
-        "psycopg[binary]>=3.1",
+        "peewee>=4.0",
+        "psycopg[binary]>=3.2",
         "requests>=2.31",
-        "urllib3>=2.0",
         "xattr>=1.1",
     ],
     extras_require={

@@ -175,7 +175,7 @@ def _open_sqlite(url: str) -> pw.Database:
             "journal_mode": "wal",
             "synchronous": "full",
             "busy_timeout": _BUSY_TIMEOUT_MS,
-            "cache_size": -32_768,  # KiB
+            "cache_size": -4_096,  # KiB; of each thread, and there may be 128
             "wal_autocheckpoint": 4000,
             "temp_store": "memory",
             "foreign_keys": 1,
