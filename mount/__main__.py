@@ -151,7 +151,34 @@ _announce = threading.Event()
 
 @contextlib.contextmanager
 def _signals(driver: Driver, client: Client) -> Iterator[None]:
-    """SIGTERM and SIGINT unmount; SIGUSR1 writes what goes on into the log."""
+    """SIGTERM and SIGINT unmount; SIGUSR1 writes what goes on into the log.
+
+    A thread of its own acts on them: the main one may go to sleep in the kernel between a
+    signal's arrival and the moment at which the interpreter would have called a handler.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    listener = threading.Thread(target=_listen, args=(reader, driver, client), name="signals")
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [(number, signal.signal(number, _ignore)) for number in numbers]
+    woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    listener.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(woken)
+        for number, handler in before:
+            signal.signal(number, handler)
+        os.close(writer)
+        listener.join()
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """The listener has heard of it."""
+
+
+def _listen(reader: int, driver: Driver, client: Client) -> None:
+    """Act on signals, until the other end of the pipe is closed."""
 
     def leave() -> None:
         client.drain()
@@ -161,20 +188,14 @@ def _signals(driver: Driver, client: Client) -> Iterator[None]:
             log.warning("detaching although in use: %s", err)
             driver.unmount(lazy=True)
 
-    def on_end(number: int, frame: FrameType | None) -> None:
-        threading.Thread(target=leave, name="leave", daemon=True).start()
-
-    def on_dump(number: int, frame: FrameType | None) -> None:
-        log.info("state: %s", json.dumps({**client.statistics(), "kernel": driver.statistics()},
-                                         default=str))  # fmt: skip
-
-    before = [(n, signal.signal(n, on_end)) for n in (signal.SIGTERM, signal.SIGINT)]
-    before.append((signal.SIGUSR1, signal.signal(signal.SIGUSR1, on_dump)))
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+    while numbers := os.read(reader, 64):
+        for number in numbers:
+            if number == signal.SIGUSR1:
+                state = {**client.statistics(), "kernel": driver.statistics()}
+                log.info("state: %s", json.dumps(state, default=str))
+            else:
+                threading.Thread(target=leave, name="leave", daemon=True).start()
+    os.close(reader)
 
 
 def _into_background() -> int | None:
