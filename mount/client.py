@@ -95,10 +95,12 @@ class Client:
                 self.session.space, self.mount_id, names, self._blocks, self._staging, self._journal
             )
             self._replay()
+            self._lease = WriteLease(self.session.space, self.mount_id, names, SystemClock())
+            if not settings.policy.is_read_only:
+                with_retries(lambda _left: self._lease.clear(), SESSION_DEADLINE_S)
         except BaseException:
             self._journal.close()
             raise
-        self._lease = WriteLease(self.session.space, self.mount_id, names, SystemClock())
         core = Core(
             self.session,
             names,

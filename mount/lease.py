@@ -110,6 +110,12 @@ class WriteLease:
         except EverfoldError as err:
             log.warning("the write lease could not be given back, it will run out: %s", err)
 
+    def clear(self) -> None:
+        """Let go of a lease that an earlier process of this mount may have left."""
+        got = self._names.lease(wire.TakeLease(self._space, self._mount))
+        if got.epoch:
+            self._names.lease(wire.TakeLease(self._space, self._mount, got.epoch))
+
     def stop(self) -> None:
         """Answer nothing early any more, until the lease was given back."""
         with self._lock:

@@ -85,6 +85,7 @@ class Leases:
             row = _row(cx, ask.space)
             is_busy = row.is_anothers(ask.mount, now) or row.recalled_ns > calm
             if is_busy or cx.one(_RECENT, ask.space, ask.mount, calm):
+                self.drop(cx, ask.space, ask.mount)  # who asks has none: what it had was lost
                 return wire.Lease(0, 0.0, Seq(row.seq))
             cx.run(
                 "UPDATE space SET lease_mount = ?, lease_epoch = ?, lease_until_ns = ?"

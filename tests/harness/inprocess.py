@@ -17,7 +17,7 @@ from everfold.model import BlockId, Node, SpaceId
 from everfold.nameclient import NameClient
 from everfold.nodeclient import NodeClient
 from mount.client import Client, Settings
-from mount.core import Policy as MountPolicy
+from mount.policy import Policy as MountPolicy
 from nameserver.app import create_app
 from nameserver.db import Database
 from nameserver.policy import Policy
