@@ -18,13 +18,14 @@ from everfold.errors import EverfoldError
 
 log = logging.getLogger("datanode.scrub")
 _RATE_MIN = 4 * 1024 * 1024
-_PASS_S = 7 * 24 * 3600.0  # a full pass takes so long, unless that is below the least rate
-_PAUSE_S = 0.2  # so a small node is read through within a minute
+_RATE_MAX = 32 * 1024 * 1024  # 2 % of a core, and a fifth of a slow disk
+_PASS_S = 60.0  # a full pass takes so long, as far as these rates allow
+_PAUSE_S = 0.2
 _PREFIXES = 256
 
 
 class Scrub(threading.Thread):
-    """Scrubs until `close`. `rate` in bytes a second (None: a pass a week, at least 4 MiB/s)."""
+    """Scrubs until `close`. `rate` in bytes a second (None: a pass a minute, within 4 to 32 MiB/s)."""
 
     def __init__(self, node: Node, rate: float | None = None, pause_s: float = _PAUSE_S) -> None:
         super().__init__(name="scrub", daemon=True)
@@ -61,7 +62,7 @@ class Scrub(threading.Thread):
     def scrub(self, prefix: int) -> None:
         """Verify all that is kept under a prefix."""
         used = self._node.ledger.totals()[1]
-        self._pace.rate = self._rate or max(_RATE_MIN, used / _PASS_S)
+        self._pace.rate = self._rate or min(_RATE_MAX, max(_RATE_MIN, used / _PASS_S))
         for held in self._node.recount(prefix):
             if self._ended.wait(self._pace.delay(held.size)):
                 return
