@@ -25,7 +25,10 @@ _PREFIXES = 256
 
 
 class Scrub(threading.Thread):
-    """Scrubs until `close`. `rate` in bytes a second (None: a pass a minute, within 4 to 32 MiB/s)."""
+    """Scrubs until `close`.
+
+    `rate` in bytes a second; None: a pass a minute, as far as 4 to 32 MiB/s allow.
+    """
 
     def __init__(self, node: Node, rate: float | None = None, pause_s: float = _PAUSE_S) -> None:
         super().__init__(name="scrub", daemon=True)
