@@ -27,7 +27,8 @@ _PREFIXES = 256
 class Scrub(threading.Thread):
     """Scrubs until `close`.
 
-    `rate` in bytes a second; None: a pass a minute, as far as 4 to 32 MiB/s allow.
+    `rate` in bytes a second; None: a pass a minute, as far as 4 to 32 MiB/s allow, and the
+    least of it while the node is asked for blocks.
     """
 
     def __init__(self, node: Node, rate: float | None = None, pause_s: float = _PAUSE_S) -> None:
@@ -36,9 +37,15 @@ class Scrub(threading.Thread):
         self._rate = rate
         self._pause_s = pause_s  # between prefixes
         self._pace = Pace(_RATE_MIN)
+        self._asked = 0  # blocks put and got until the last prefix
         self._ended = threading.Event()
         self._place = node.store.root / "scrub.position"
         self.passes = 0  # full rounds since the start
+
+    @property
+    def rate(self) -> float:
+        """Return the bytes a second that the last prefix was read at, at most."""
+        return self._pace.rate
 
     def close(self) -> None:
         """Stop."""
@@ -64,14 +71,20 @@ class Scrub(threading.Thread):
 
     def scrub(self, prefix: int) -> None:
         """Verify all that is kept under a prefix."""
-        used = self._node.ledger.totals()[1]
-        self._pace.rate = self._rate or min(_RATE_MAX, max(_RATE_MIN, used / _PASS_S))
+        self._pace.rate = self._rate or self._own_rate()
         for held in self._node.recount(prefix):
             if self._ended.wait(self._pace.delay(held.size)):
                 return
             self._node.verify(held.space, held.block)
             self._node.count("scrubbed")
             self._node.count("scrubbed_bytes", held.size)
+
+    def _own_rate(self) -> float:
+        """Return how fast to read the next prefix; whoever wants blocks goes first."""
+        asked = self._node.counters["gets"] + self._node.counters["puts"]
+        is_busy, self._asked = asked != self._asked, asked
+        used = self._node.ledger.totals()[1]
+        return _RATE_MIN if is_busy else min(_RATE_MAX, max(_RATE_MIN, used / _PASS_S))
 
     def _read_place(self) -> int:
         with contextlib.suppress(FileNotFoundError, ValueError):

@@ -94,3 +94,18 @@ def test_it_keeps_to_its_rate_and_can_be_stopped_meanwhile(node: nodes.InProcess
 
     assert not scrub.is_alive()
     assert node.node.counters["scrubbed"] <= 2
+
+
+def test_a_node_that_is_asked_for_blocks_is_scrubbed_at_the_least_rate(
+    node: nodes.InProcessNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node.node.ledger, "totals", lambda: (1, 1 << 40))
+    scrub = Scrub(node.node)
+    scrub.scrub(0)
+    busy = scrub.rate
+    scrub.scrub(1)
+    idle = scrub.rate
+    node.client().get(PAIRS[0][0])
+    scrub.scrub(2)
+
+    assert busy == scrub.rate < idle
