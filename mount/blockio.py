@@ -107,10 +107,6 @@ class BlockIO:
         """Use a session's block token; later ones come with plans and locations by themselves."""
         self._nodes.learn_token(token, expires)
 
-    def forget_nodes(self) -> None:
-        """Forget nodes and places; they are asked for again when needed."""
-        self._nodes.forget()
-
     def close(self) -> None:
         """End: what waits fails with UNAVAILABLE, the cache is written out. Idempotent."""
         self._fetcher.close()

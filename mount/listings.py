@@ -69,28 +69,11 @@ class Listings:
             directory.snapshot = self._snapshot(directory.ino)
         part = directory.snapshot[cookie : cookie + limit]
         if self._is_virtual(directory.ino):
-            return [
-                DirItem(
-                    name,
-                    ino,
-                    mode,
-                    cookie + i,
-                    self._virtual_node(ino) if _plus(plus, name) else None,
-                )
-                for i, (name, ino, mode) in enumerate(part, 1)
-            ]
-        core = self._core
-        with core.lock:
-            return [
-                DirItem(
-                    name,
-                    ino,
-                    mode,
-                    cookie + i,
-                    self._node(directory.ino, name, ino) if _plus(plus, name) else None,
-                )
-                for i, (name, ino, mode) in enumerate(part, 1)
-            ]
+            return _items(part, cookie, plus, lambda _, ino: self._virtual_node(ino))
+        with self._core.lock:
+            return _items(
+                part, cookie, plus, lambda name, ino: self._node(directory.ino, name, ino)
+            )
 
     def _node(self, parent: Ino, name: bytes, ino: Ino) -> Node | None:
         core = self._core
@@ -107,5 +90,17 @@ class Listings:
         return [(b".", ino, stat.S_IFDIR), (b"..", parent, stat.S_IFDIR), *names]
 
 
-def _plus(plus: bool, name: bytes) -> bool:
-    return plus and name not in (b".", b"..")
+def _items(
+    part: Snapshot, cookie: int, plus: bool, node_of: Callable[[bytes, Ino], Node | None]
+) -> list[DirItem]:
+    """Return a part of a listing from after `cookie`; "." and ".." carry no node."""
+    return [
+        DirItem(
+            name,
+            ino,
+            mode,
+            cookie + i,
+            node_of(name, ino) if plus and name not in (b".", b"..") else None,
+        )
+        for i, (name, ino, mode) in enumerate(part, 1)
+    ]

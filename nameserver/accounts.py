@@ -151,12 +151,6 @@ class Accounts:
             raise EverfoldError(Kind.NOT_FOUND, "there is no such user", name[:80])
         return _user(row)
 
-    def by_id(self, user: UserId) -> User | None:
-        """Return a user by number."""
-        with self._db.read() as cx:
-            row = cx.one(f"SELECT {_COLUMNS} FROM account WHERE id = ?", user)
-        return _user(row) if row else None
-
     def all(self) -> list[User]:
         """Return all users in order of name."""
         with self._db.read() as cx:

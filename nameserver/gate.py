@@ -14,7 +14,7 @@ from everfold.errors import EverfoldError, Kind
 from everfold.model import DeviceId, UserId
 from everfold.services import Clock
 from everfold.tokens import Signer
-from nameserver.accounts import ADMIN, Accounts, User
+from nameserver.accounts import Accounts, User
 from nameserver.db import Database
 from nameserver.devices import Device, Devices
 from nameserver.policy import Policy
@@ -30,11 +30,6 @@ class Identity(NamedTuple):
     role: str
     device: DeviceId = DeviceId("")
     device_name: str = ""
-
-    @property
-    def is_admin(self) -> bool:
-        """Tell whether the caller may administer the cluster."""
-        return self.role == ADMIN
 
 
 class _Verified(NamedTuple):

@@ -101,11 +101,6 @@ class Supervisor:
     def _on_reload(self, *_: object) -> None:
         self._reload_asked = True
 
-    @property
-    def is_stopping(self) -> bool:
-        """Tell whether somebody asked for the end."""
-        return self._stop_asked
-
     # ------------------------------------------------------------ starting
 
     def start(self, child: Child) -> None:
