@@ -68,8 +68,14 @@ class Beats:
     # ------------------------------------------------------------ commands
 
     def _commands(self, cx: Cx, member: Member, now_ns: int) -> list[wire.Command]:
+        policy = self._policy
         taken = tasks.take(
-            cx, member.id, self._policy.commands_per_beat, self._policy.lists_per_beat, now_ns
+            cx,
+            member.id,
+            policy.commands_per_beat,
+            policy.lists_per_beat,
+            now_ns,
+            policy.drop_rest_s,
         )
         commands: list[wire.Command] = []
         for task in taken:

@@ -26,6 +26,7 @@ from nameserver.placement import Candidate, choose
 from nameserver.policy import Policy
 
 PLAN_MAX = 20_000  # blocks in one question
+SPARES_MAX = 16
 _CHUNKS = (1, 16, 128, 512)  # few lengths, so that few statements are prepared
 _READ_ORDER = {
     NodeState.UP: 0,
@@ -70,8 +71,13 @@ class Ledger:
     # ------------------------------------------------------------ for the tree
 
     def record(self, cx: Cx, space: SpaceId, stored: Sequence[wire.Stored], now_ns: int) -> None:
-        """Note what a client put, and keep it from the garbage collector for a while."""
+        """Note what a client put, and keep it from the garbage collector for a while.
+
+        A copy on a node that is told to drop the block does not count: who put it without
+        asking (`Placements.spares`) cannot have known.
+        """
         members = self._nodes.members(cx)
+        dropping = _drops(cx, space, {item.block for item in stored})
         for item in stored:
             _check_block(item.block, item.size)
         stored = sorted(stored, key=lambda s: s.block)  # one order: no deadlock with a beat
@@ -90,6 +96,7 @@ class Ledger:
                 for node in item.nodes
                 if node in members
                 and members[node].state not in (NodeState.FAILED, NodeState.REMOVED)
+                and node not in dropping.get(item.block, ())
             ],
         )
 
@@ -163,12 +170,16 @@ class Ledger:
             planner.copies = self._copies(cx, ask.space, names)
             dropping = _drops(cx, ask.space, names)
             fading = self._fading(cx, ask.space, names)
+            may_spare = ask.spares > 0 and not _any_drops(cx)
         if fading or dropping:
             planner.dropping = self._keep(ask.space, fading, dropping)
         targets = [planner.targets(block, size) for block, size in ask.blocks]
+        spares = planner.spares(min(ask.spares, SPARES_MAX)) if may_spare else []
         token, expires = self._tokens.give(ask.space)
-        named = {node for nodes in targets if nodes for node in nodes}
-        return wire.Placements(targets, self._nodes.named(named), token, expires)
+        named = {node for nodes in [*targets, *spares] if nodes for node in nodes}
+        return wire.Placements(
+            targets, self._nodes.named(named), token, expires, spares, self._policy.spares_s
+        )
 
     def _replicas(self, cx: Cx, space: SpaceId) -> int:
         row = cx.one("SELECT replicas FROM space WHERE id = ?", space)
@@ -261,6 +272,15 @@ class _PlacementRound:
         barred = suspects | set(good) | self.dropping.get(block, set())
         return self._draw(size, good, barred)
 
+    def spares(self, count: int) -> list[list[NodeId]]:
+        """Return places for small blocks that are not known yet; none when it is tight."""
+        try:
+            return [self._draw(BLOCK_MAX, [], set()) for _ in range(count)]
+        except EverfoldError as err:
+            if err.kind not in (Kind.NO_SPACE, Kind.UNAVAILABLE):
+                raise
+            return []
+
     def _with_the_small_ones(self, size: int) -> list[NodeId]:
         """Small blocks of one question go to the same nodes: few requests, packed together."""
         if self._shared is None or self._shared_left < size:
@@ -308,9 +328,13 @@ class BlockTokens:
         return made
 
 
+def _any_drops(cx: Cx) -> bool:
+    return cx.one("SELECT 1 FROM task WHERE kind = 'drop' LIMIT 1") is not None
+
+
 def _drops(cx: Cx, space: SpaceId, blocks: set[BlockId]) -> dict[BlockId, set[NodeId]]:
     """Return the nodes that are about to drop one of these blocks: a put there may be lost."""
-    if cx.one("SELECT 1 FROM task WHERE kind = 'drop' LIMIT 1") is None:
+    if not _any_drops(cx):
         return {}
     found: dict[BlockId, set[NodeId]] = {}
     sql = "SELECT block, node FROM task WHERE space_id = ? AND kind = 'drop' AND block IN ({})"

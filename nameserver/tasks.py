@@ -42,12 +42,19 @@ def list_prefixes(cx: Cx, node: NodeId, prefixes: Iterable[int], now_ns: int) ->
     queue(cx, asks, now_ns)
 
 
-def take(cx: Cx, node: NodeId, limit: int, lists: int, now_ns: int) -> list[Task]:
-    """Return the commands that the node gets with this beat, and mark them as sent."""
+def take(
+    cx: Cx, node: NodeId, limit: int, lists: int, now_ns: int, drop_rest_s: float
+) -> list[Task]:
+    """Return the commands that the node gets with this beat, and mark them as sent.
+
+    A drop rests for `drop_rest_s` first: a client that may put blocks without asking
+    (`wire.Placements.spares`) has committed by then what it put before the drop was queued.
+    """
     rows = cx.all(
         "SELECT kind, space_id, block, size FROM task WHERE node = ? AND sent_ns = 0"
-        " AND kind <> 'list' ORDER BY queued_ns LIMIT ?",
+        " AND kind <> 'list' AND (kind <> 'drop' OR queued_ns <= ?) ORDER BY queued_ns LIMIT ?",
         node,
+        now_ns - int(drop_rest_s * 1e9),
         limit,
     ) + cx.all(
         "SELECT kind, space_id, block, size FROM task WHERE node = ? AND sent_ns = 0"

@@ -17,7 +17,7 @@ from nameserver.policy import Policy
 from tests.harness.service import KEYS, Desk, ObedientNode
 
 SPACE = SpaceId(2)  # ann's home
-POLICY = Policy(bcrypt_rounds=4, gc_grace_s=1000, surplus_s=5)
+POLICY = Policy(bcrypt_rounds=4, gc_grace_s=1000, surplus_s=5, drop_rest_s=0.5)
 
 
 @pytest.fixture
@@ -90,6 +90,64 @@ def test_small_blocks_of_one_question_travel_together(desk: Desk) -> None:
     targets = planned(desk, *(desk.block() for _ in range(50)))
 
     assert len({frozenset(nodes or ()) for nodes in targets}) == 1
+
+
+def spares(desk: Desk, count: int) -> list[set[str]]:
+    answer = desk.service.ledger.plan(wire.Plan(SPACE, [], spares=count))
+    assert {node for place in answer.spares for node in place} <= {n.id for n in answer.nodes}
+    return [set(place) for place in answer.spares]
+
+
+def test_places_told_beforehand_are_as_good_as_planned_ones(desk: Desk) -> None:
+    desk.silent = {"dn1"}
+    desk.pass_time(2.0)
+
+    assert spares(desk, 3) == [{"dn2", "dn3"}] * 3
+
+
+def test_no_places_are_told_beforehand_while_a_node_is_to_drop_something(
+    desk: Desk, database: Database
+) -> None:
+    desk.store(SPACE, ["dn1", "dn2"])
+    assert spares(desk, 1)
+    desk.clock.move(1001)
+    gc.collect(database, desk.clock, POLICY)
+    desk.beat()
+
+    assert spares(desk, 1) == []
+
+
+def test_no_place_is_told_beforehand_when_too_few_nodes_are_there(desk: Desk) -> None:
+    desk.silent = {"dn1", "dn2"}
+    desk.pass_time(4.0)
+
+    assert spares(desk, 2) == []
+
+
+def test_a_node_hears_of_a_drop_only_after_a_rest(desk: Desk, database: Database) -> None:
+    desk.store(SPACE, ["dn1"])
+    desk.clock.move(1001)
+    gc.collect(database, desk.clock, POLICY)
+
+    assert desk.service.beats.beat(desk.nodes["dn1"].report()).commands == []
+    desk.clock.move(1)
+    (command,) = desk.service.beats.beat(desk.nodes["dn1"].report()).commands
+    assert isinstance(command, wire.Drop)
+
+
+def test_a_copy_put_unasked_on_a_node_that_is_to_drop_it_does_not_count(
+    desk: Desk, database: Database
+) -> None:
+    block = desk.store(SPACE, ["dn1", "dn2"])
+    desk.clock.move(1001)
+    gc.collect(database, desk.clock, POLICY)
+    desk.beat()
+    with database.write() as cx:
+        stored = [wire.Stored(block, 1000, [NodeId("dn1"), NodeId("dn3")])]
+        desk.service.ledger.record(cx, SPACE, stored, desk.clock.time_ns())
+
+        assert desk.service.ledger.short(cx, SPACE, [block], 1) == set()
+        assert desk.service.ledger.short(cx, SPACE, [block], 2) == {block}
 
 
 def test_silent_full_and_failing_nodes_are_not_written_to(desk: Desk) -> None:
@@ -372,6 +430,7 @@ def test_nothing_is_written_to_a_node_that_is_about_to_drop_it(
     block = desk.store(SPACE, ["dn1", "dn2"])
     desk.clock.move(1001)
     gc.collect(database, desk.clock, POLICY)
+    desk.clock.move(1)
     desk.beat("dn3")
     desk.service.beats.beat(desk.nodes["dn1"].report())  # took its drop, has not done it yet
     desk.service.beats.beat(desk.nodes["dn2"].report())

@@ -28,7 +28,7 @@ class Misfortunes(RuleBasedStateMachine):
     def begin(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="everfold-repair-")
         self.db = Database(f"sqlite:///{self.folder}/ns.db")
-        self.desk = Desk(self.db, Policy(bcrypt_rounds=4, surplus_s=3.0), nodes=4)
+        self.desk = Desk(self.db, Policy(bcrypt_rounds=4, surplus_s=3.0, drop_rest_s=0.5), nodes=4)
         self.blocks: list[BlockId] = []
         self.hurt = ""  # the node that something happened to, until all is calm again
         self.boots = 0

@@ -187,24 +187,31 @@ class Reserved(Record, frozen=True):
 
 
 class Plan(Record, frozen=True):
-    """Where shall these (block, size) go? `avoid`: nodes that just failed the client."""
+    """Where shall these (block, size) go? `avoid`: nodes that just failed the client.
+
+    `spares`: how many places for small blocks the client would like to know beforehand.
+    """
 
     space: SpaceId
     blocks: list[tuple[BlockId, int]]
     avoid: list[NodeId] = []
+    spares: int = 0
 
 
 class Placements(Record, frozen=True):
     """Per block: None when the cluster has it already, else the nodes to write to.
 
     The blocks are kept from the garbage collector for the grace period. `nodes` describes
-    every node named.
+    every node named. Each of `spares` is a place that small blocks may be put to without
+    asking, for `spares_s` seconds from the answer on, and be committed by then.
     """
 
     targets: list[list[NodeId] | None]
     nodes: list[Node]
     block_token: str
     block_token_expires: float
+    spares: list[list[NodeId]] = []
+    spares_s: float = 0.0
 
 
 class Locate(Record, frozen=True):

@@ -35,6 +35,8 @@ QUICK = Policy(
     safe_mode_s=1.0,
     settle_s=0.2,
     surplus_s=1.0,
+    spares_s=0.5,
+    drop_rest_s=1.0,
     bcrypt_rounds=4,
 )
 

@@ -91,6 +91,7 @@ class World:
             bcrypt_rounds=4,
             gc_grace_s=NEVER_S,
             settle_s=0.0,
+            drop_rest_s=0.0,
             write_lease_s=write_lease_s,
             write_calm_s=0.2,
         )
