@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from everfold.connection import Body, HttpTransport
+from everfold.connection import Answer, Body, HttpTransport
 from everfold.errors import EverfoldError, Kind
+from everfold.pending import Settled
 
-__all__ = ["HttpTransport", "WsgiTransport", "error_of", "with_retries"]
+__all__ = ["Answer", "Body", "HttpTransport", "WsgiTransport", "error_of", "with_retries"]
 T = TypeVar("T")
 
 
@@ -36,7 +37,7 @@ class WsgiTransport:
         headers: dict[str, str],
         body: Body = None,
         timeout_s: float,
-    ) -> tuple[int, dict[str, str], bytes]:
+    ) -> Answer:
         """See `services.Transport.request`; the deadline is not enforced in process."""
         raw = (
             b""
@@ -82,6 +83,20 @@ class WsgiTransport:
             if close is not None:
                 close()
         return got["status"], got["headers"], answer
+
+    def begin(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: dict[str, str],
+        body: Body = None,
+        timeout_s: float,
+    ) -> Settled[Answer]:
+        """See `services.Transport.begin`; it is answered before this returns."""
+        return Settled(
+            lambda: self.request(method, path, headers=headers, body=body, timeout_s=timeout_s)
+        )
 
     def close(self) -> None:
         """Nothing is kept."""

@@ -14,10 +14,11 @@ import msgspec
 
 from everfold import blockid, wire
 from everfold.errors import EverfoldError, Kind
-from everfold.http import error_of
+from everfold.http import Answer, error_of
 from everfold.log import request_id
 from everfold.model import BLOCK_MAX, SMALL_BLOCK, BlockId
-from everfold.services import Transport
+from everfold.pending import Read, Settled
+from everfold.services import Pending, Transport
 
 TIMEOUT_S = 2.0
 FRAMES_MAX = 64 * 1024 * 1024  # of one body with many blocks
@@ -55,8 +56,14 @@ class NodeClient:
 
         CORRUPT when `data` are not the bytes of `block`, NO_SPACE, UNAVAILABLE, TIMEOUT.
         """
-        status = self._ask("PUT", f"/v1/blocks/{block.hex()}", data, len(data), timeout_s)[0]
-        return status == 201
+        return self.begin_put(block, data, timeout_s).result()
+
+    def begin_put(
+        self, block: BlockId, data: bytes | memoryview, timeout_s: float | None = None
+    ) -> Pending[bool]:
+        """Send a block, as `put` does, without waiting for the node's answer."""
+        pending = self._begin("PUT", f"/v1/blocks/{block.hex()}", data, len(data), timeout_s)
+        return Read(pending, lambda answer: self._good(answer)[0] == 201)
 
     def put_many(
         self, blocks: Sequence[tuple[BlockId, bytes | memoryview]], timeout_s: float | None = None
@@ -65,13 +72,23 @@ class NodeClient:
 
         The whole body is at most FRAMES_MAX. Raises when the request as a whole failed.
         """
-        if not blocks:
-            return []
+        return self.begin_put_many(blocks, timeout_s).result()
+
+    def begin_put_many(
+        self, blocks: Sequence[tuple[BlockId, bytes | memoryview]], timeout_s: float | None = None
+    ) -> Pending[list[Kind | None]]:
+        """Send blocks, as `put_many` does, without waiting for the node's answer."""
+        count = len(blocks)
+        if not count:
+            return Settled(list)
         pieces = _joined(wire.pack_frames(blocks))
-        size = sum(len(piece) for piece in pieces)
-        answer = self._ask("POST", "/v1/blocks", pieces, size, timeout_s)[2]
-        kinds = _decoded(_FETCHED, answer)
-        if len(kinds) != len(blocks):
+        size = sum(map(len, pieces))
+        pending = self._begin("POST", "/v1/blocks", pieces, size, timeout_s)
+        return Read(pending, lambda answer: self._kinds(answer, count))
+
+    def _kinds(self, answer: Answer, count: int) -> list[Kind | None]:
+        kinds = _decoded(_FETCHED, self._good(answer)[2])
+        if len(kinds) != count:
             raise EverfoldError(Kind.INTERNAL, "the node answered for other blocks", self.url)
         return [_KINDS.get(kind, Kind.INTERNAL) if kind else None for kind in kinds]
 
@@ -142,30 +159,40 @@ class NodeClient:
         self,
         method: str,
         path: str,
+        body: bytes | None,
+        moved: int,
+        timeout_s: float | None,
+        extra: dict[str, str] | None = None,
+    ) -> Answer:
+        pending = self._begin(method, path, body, moved, timeout_s, extra)
+        return self._good(pending.result(), method)
+
+    def _begin(
+        self,
+        method: str,
+        path: str,
         body: bytes | memoryview | list[bytes | memoryview] | None,
         moved: int,
         timeout_s: float | None,
         extra: dict[str, str] | None = None,
-    ) -> tuple[int, dict[str, str], bytes]:
-        headers = {
-            "Authorization": f"Bearer {self.token}",
-            wire.REQUEST_ID: request_id(),
-            **(extra or {}),
-        }
+    ) -> Pending[Answer]:
+        headers = {"Authorization": f"Bearer {self.token}", wire.REQUEST_ID: request_id()}
         if body is not None:
-            size = sum(map(len, body)) if isinstance(body, list) else len(body)
-            headers["Content-Length"] = str(size)
             headers["Content-Type"] = wire.FRAMES if path == "/v1/blocks" else wire.MSGPACK
+        if extra is not None:
+            headers.update(extra)
         limit = (self._timeout_s if timeout_s is None else timeout_s) + moved / _SLOWEST
-        status, told, answer = self._transport.request(
-            method, path, headers=headers, body=body, timeout_s=limit
-        )
-        if status >= 300:
-            if method == "HEAD":  # its answer has no body to say what it was
-                kind = _HEAD_KINDS.get(status, Kind.UNAVAILABLE)
-                raise EverfoldError(kind, f"HTTP {status}", path)
-            raise error_of(status, answer, self._transport.base_url)
-        return status, told, answer
+        return self._transport.begin(method, path, headers=headers, body=body, timeout_s=limit)
+
+    def _good(self, answer: Answer, method: str = "") -> Answer:
+        """Return an answer that is none of a failure; raise what any other says."""
+        status = answer[0]
+        if status < 300:
+            return answer
+        if method == "HEAD":  # its answer has no body to say what it was
+            kind = _HEAD_KINDS.get(status, Kind.UNAVAILABLE)
+            raise EverfoldError(kind, f"HTTP {status}", self.url)
+        raise error_of(status, answer[2], self._transport.base_url)
 
 
 def _joined(pieces: list[bytes | memoryview]) -> list[bytes | memoryview]:

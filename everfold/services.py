@@ -11,10 +11,12 @@ every call and raises TIMEOUT or UNAVAILABLE, never hangs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from everfold import wire
 from everfold.model import BlockId, SpaceId, SpaceUsage
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 class NameService(Protocol):
@@ -100,6 +102,30 @@ class Clock(Protocol):
         ...
 
 
+class Pending(Protocol[T_co]):
+    """The answer to a request that was sent. Of whoever began it, and of one thread at a time.
+
+    What was handed over as a body must stay unchanged until `result` or `cancel` has returned:
+    a kept connection that the server closed meanwhile is replaced, and the request sent again.
+    """
+
+    def is_ready(self, within_s: float = 0.0) -> bool:
+        """Wait up to `within_s`; tell whether `result` would have something to work on."""
+        ...
+
+    def result(self) -> T_co:
+        """Receive the answer and return it; to be called once.
+
+        Raises all that the whole call could, also what failed while it was being sent. The
+        deadline is the one given at the beginning.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Give the answer up. The server may do what it was asked, or not."""
+        ...
+
+
 class Transport(Protocol):
     """One server, over a socket or in process; connections are pooled, threads may share it."""
 
@@ -119,6 +145,22 @@ class Transport(Protocol):
         TIMEOUT when the server does not answer within `timeout_s`, UNAVAILABLE when it
         cannot be reached or hangs up. No retries here. An iterable body comes with a
         Content-Length header of the caller's.
+        """
+        ...
+
+    def begin(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: dict[str, str],
+        body: bytes | memoryview | Iterable[bytes | memoryview] | None = None,
+        timeout_s: float,
+    ) -> Pending[tuple[int, dict[str, str], bytes]]:
+        """Send what `request` sends, and return without waiting for the answer.
+
+        Only a request that cannot be written down (INVALID) is refused here; everything else
+        that fails is told by the answer's `result`.
         """
         ...
 

@@ -204,3 +204,108 @@ def test_a_line_break_cannot_be_smuggled_into_a_header() -> None:
             "GET", "/", headers={"X": "a\r\nY: b"}, timeout_s=1
         )
     assert err.value.kind is Kind.INVALID
+
+
+# ---------------------------------------------------------------- begun, and received later
+
+
+def test_two_servers_work_at_the_same_time_for_one_thread() -> None:
+    both = threading.Barrier(2)
+
+    def script(peer: socket.socket) -> None:
+        request_of(peer)
+        both.wait(5)  # broken, and no answer, unless the other server was asked too
+        peer.sendall(OK)
+
+    with server(script) as one, server(script) as two:
+        calls = [
+            HttpTransport(url).begin("GET", "/", headers={}, timeout_s=5) for url in (one, two)
+        ]
+        got = [call.result()[2] for call in calls]
+
+    assert got == [b"hello"] * 2
+
+
+def test_what_fails_while_sending_is_told_by_the_result() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+    call = HttpTransport(f"http://127.0.0.1:{port}").begin("GET", "/", headers={}, timeout_s=1)
+
+    assert call.is_ready()
+    with pytest.raises(EverfoldError) as err:
+        call.result()
+    assert err.value.kind is Kind.UNAVAILABLE
+
+
+def test_the_deadline_runs_from_the_beginning() -> None:
+    ended = threading.Event()
+
+    def script(peer: socket.socket) -> None:
+        request_of(peer)
+        ended.wait(10)
+
+    with server(script) as url:
+        call = HttpTransport(url).begin("GET", "/", headers={}, timeout_s=0.2)
+        assert not call.is_ready(0.3)
+        with pytest.raises(EverfoldError) as err:
+            call.result()
+        ended.set()
+
+    assert err.value.kind is Kind.TIMEOUT
+
+
+def test_a_connection_closed_while_it_was_idle_is_replaced_behind_a_begun_call() -> None:
+    with server(answering(OK), answering(OK)) as url:
+        transport = HttpTransport(url)
+        transport.request("GET", "/", headers={}, timeout_s=5)
+        call = transport.begin("PUT", "/", headers={}, body=b"x" * 100, timeout_s=5)
+        got = call.result()[2]
+        transport.close()
+
+    assert got == b"hello"
+
+
+def test_an_answer_that_was_given_up_is_never_anothers() -> None:
+    second = OK.replace(b"hello", b"again")
+
+    with server(answering(OK), answering(second)) as url:
+        transport = HttpTransport(url)
+        call = transport.begin("GET", "/", headers={}, timeout_s=5)
+        assert call.is_ready(5)
+        call.cancel()
+        got = transport.request("GET", "/", headers={}, timeout_s=5)[2]
+        transport.close()
+
+    assert got == b"again"
+    with pytest.raises(EverfoldError) as err:
+        call.result()
+    assert err.value.kind is Kind.INTERRUPTED
+
+
+def test_an_answer_with_more_behind_it_ends_the_connection() -> None:
+    with server(answering(OK + b"HTTP/1.1 200 OK\r\n"), answering(OK)) as url:
+        transport = HttpTransport(url)
+        got = [transport.request("POST", "/", headers={}, timeout_s=5)[2] for _ in range(2)]
+        transport.close()
+
+    assert got == [b"hello"] * 2
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_large_answer_arrives_whole_however_it_is_cut(method: str) -> None:
+    body = bytes(range(256)) * 20_000
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+    def script(peer: socket.socket) -> None:
+        for cuts in ([], [1, 5], [60, 61, 70_000], [17, 3_000_000]):
+            request_of(peer)
+            for first, last in zip([0, *cuts], [*cuts, len(answer)], strict=True):
+                peer.sendall(answer[first:last])
+
+    with server(script) as url:
+        transport = HttpTransport(url)
+        got = [transport.request(method, "/", headers={}, timeout_s=5)[2] for _ in range(4)]
+        transport.close()
+
+    assert got == [body] * 4

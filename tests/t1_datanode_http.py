@@ -18,6 +18,8 @@ from everfold.errors import EverfoldError, Kind
 from everfold.http import error_of
 from everfold.model import BLOCK_MAX, SMALL_BLOCK, BlockId, NodeState, SpaceId
 from everfold.nodeclient import FRAMES_MAX, NodeClient
+from everfold.pending import Settled
+from everfold.services import Pending
 from everfold.tokens import Signer
 from tests.contracts.blockstore import block_of
 from tests.harness import nodes
@@ -384,6 +386,11 @@ class TestClient:
                     frames = wire.pack_frames([(SMALL[0], b"lies"), (LARGE[0], LARGE[1])])
                     return 200, {}, b"".join(frames)
                 return 200, {}, b"lies"
+
+            def begin(
+                self, method: str, path: str, **more: object
+            ) -> Pending[tuple[int, dict[str, str], bytes]]:
+                return Settled(lambda: self.request(method, path, **more))
 
             def close(self) -> None:
                 """Nothing is kept."""

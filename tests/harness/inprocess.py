@@ -10,12 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from types import TracebackType
 
+from datanode.beat import Beat
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError, Kind
-from everfold.http import Body, WsgiTransport
+from everfold.http import Answer, Body, WsgiTransport
 from everfold.model import BlockId, Node, SpaceId
 from everfold.nameclient import NameClient
 from everfold.nodeclient import NodeClient
+from everfold.pending import Settled
+from everfold.services import Pending
 from mount.client import Client, Settings
 from mount.policy import Policy as MountPolicy
 from nameserver.app import create_app
@@ -57,10 +60,23 @@ class Switched:
         headers: dict[str, str],
         body: Body = None,
         timeout_s: float,
-    ) -> tuple[int, dict[str, str], bytes]:
+    ) -> Answer:
         if self.is_down:
             raise EverfoldError(Kind.UNAVAILABLE, "cannot reach it", self.base_url)
         return self._real.request(method, path, headers=headers, body=body, timeout_s=timeout_s)
+
+    def begin(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: dict[str, str],
+        body: Body = None,
+        timeout_s: float,
+    ) -> Pending[Answer]:
+        return Settled(
+            lambda: self.request(method, path, headers=headers, body=body, timeout_s=timeout_s)
+        )
 
     def close(self) -> None:
         self._real.close()
@@ -79,7 +95,7 @@ class InProcessCluster:
         self._peers = InProcessPeers()
         self.nodes: dict[str, InProcessNode] = {}
         self.links: dict[str, Switched] = {}
-        self._beats = []
+        self._beats: list[Beat] = []
         self._clients: list[Client] = []
         for number in range(1, nodes + 1):
             self._add(f"dn{number}")
