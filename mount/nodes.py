@@ -19,7 +19,7 @@ from typing import Final, Protocol, TypeVar
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import BlockId, Node, NodeId, NodeState, SpaceId
-from everfold.services import NameService
+from everfold.services import NameService, Pending
 
 AVOID_S: Final = 5.0  # a node that failed is left alone for so long
 FULL_S: Final = 30.0  # a node that is full gets nothing for so long
@@ -46,6 +46,9 @@ class BlockClient(Protocol):
     ) -> Sequence[Kind | None]: ...
     def get(self, block: BlockId, timeout_s: float) -> bytes: ...
     def get_many(self, blocks: Sequence[BlockId], timeout_s: float) -> dict[BlockId, bytes]: ...
+    def begin_put_many(
+        self, blocks: Sequence[tuple[BlockId, bytes | memoryview]], timeout_s: float
+    ) -> Pending[list[Kind | None]]: ...
     def close(self) -> None: ...
 
 
@@ -72,6 +75,8 @@ class Nodes:
         self._token = ""
         self._token_expires = 0.0
         self._renew_after = 0.0
+        self._spares: list[list[NodeId]] = []  # places for small blocks, known beforehand
+        self._spares_end = 0.0  # monotonic
         self._renewing = threading.Lock()  # one thread renews; taken before _lock
 
     # ------------------------------------------------------------------ learning
@@ -114,12 +119,18 @@ class Nodes:
             for peer in self._peers.values():
                 peer.client.token = token
 
+    def learn_spares(self, spares: list[list[NodeId]], asked_at: float, good_s: float) -> None:
+        """Remember places for small blocks; good for `good_s` after they were asked for."""
+        with self._lock:
+            self._spares, self._spares_end = list(spares), asked_at + good_s
+
     def forget(self) -> None:
         """Forget nodes and places; what comes next is asked of the nameserver."""
         with self._lock:
             clients = [peer.client for peer in self._peers.values()]
             self._peers.clear()
             self._places.clear()
+            self._spares.clear()
         for client in clients:
             client.close()
 
@@ -139,6 +150,29 @@ class Nodes:
             known = [self._peers[n] for n in self._places.get(block, ()) if n in self._peers]
             alive = [peer for peer in known if peer.node.state not in _DEAD]
             return [peer.node.id for peer in sorted(alive, key=lambda peer: _cost(peer, now))]
+
+    def spare(self) -> list[NodeId] | None:
+        """Return a place for small blocks that was told beforehand and looks well, or None."""
+        now = time.monotonic()
+        with self._lock:
+            if now >= self._spares_end or not self._spares or not self._token:
+                return None
+            place = self._spares.pop()
+            self._spares.insert(0, place)  # the next one has its turn
+            for id_ in place:
+                peer = self._peers.get(id_)
+                if peer is None or max(peer.avoid_until, peer.full_until) > now:
+                    self._spares.clear()
+                    return None
+            return place
+
+    def client(self, id_: NodeId) -> BlockClient:
+        """Return the client of a node, for a call that is judged by `took` and `went_wrong`."""
+        with self._lock:
+            peer = self._peers.get(id_)
+        if peer is None:
+            raise EverfoldError(Kind.UNAVAILABLE, "the node is not known", id_)
+        return peer.client
 
     def to_avoid(self) -> list[NodeId]:
         """Return the nodes that nothing should be written to now."""
@@ -187,7 +221,7 @@ class Nodes:
                 self._renew(token)
                 answer = ask(peer.client)
         except EverfoldError as err:
-            self._went_wrong(peer, err.kind)
+            self.went_wrong(id_, err.kind)
             raise
         peer.avoid_until = 0.0
         self.took(id_, (time.monotonic() - began) / (1 + moved / (1 << 20)))
@@ -216,11 +250,14 @@ class Nodes:
             if peer is not None:
                 peer.full_until = time.monotonic() + FULL_S
 
-    def _went_wrong(self, peer: _Peer, kind: Kind) -> None:
+    def went_wrong(self, id_: NodeId, kind: Kind) -> None:
+        """Note how a call failed: who is sick or full is left alone for a while."""
         if kind in _SICK:
-            self.avoid(peer.node.id)
+            self.avoid(id_)
         elif kind is Kind.NO_SPACE:
-            self.is_full(peer.node.id)
+            self.is_full(id_)
+        with self._lock:
+            self._spares.clear()
 
     def _is_running_out(self) -> bool:
         """Tell, at most every few seconds, that the token is near its end.

@@ -1,6 +1,7 @@
 """Putting blocks on datanodes: not done before `min_replicas` nodes have acknowledged each.
 
-A round asks the nameserver where the blocks shall go (`plan`), and gives every target node a
+A few small blocks go straight to a place that is known beforehand (`mount.express`). For
+all others a round asks the nameserver where the blocks shall go (`plan`), and gives every target node a
 lane: a queue of requests (many small blocks, or one large) that a few threads work through. A
 lane whose node fails is dead at once, with what it still had; the next round plans the rest
 again, without the nodes that failed. A round does not wait for stragglers once every block
@@ -24,11 +25,13 @@ from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import SMALL_BLOCK, BlockId, NodeId, SpaceId
 from everfold.services import NameService
+from mount import express
 from mount.nodes import BlockClient, Nodes
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
 BATCH_BLOCKS: Final = 512
 PLAN_BLOCKS: Final = 4096  # of one question to the nameserver
+SPARES: Final = 8  # places for small blocks to know beforehand: as many nodes take turns
 _SLOWEST: Final = 16 * 1024 * 1024  # bytes a second below which a node counts as hung
 _LANE_THREADS: Final = 3  # requests under way to one node, of one store
 _PAUSE_S: Final = (0.05, 1.0)  # between rounds that brought nothing
@@ -89,6 +92,10 @@ class Storer:
 
         `meanwhile` is run once, while the first round's requests are under way.
         """
+        if express.is_small(blocks):
+            stored = express.put(self._nodes, blocks, self._timing.attempt_s, meanwhile)
+            if stored is not None:
+                return stored
         want = dict(blocks)
         result: dict[BlockId, wire.Stored] = {}
         acks: dict[BlockId, list[NodeId]] = {}
@@ -170,7 +177,10 @@ class Storer:
         targets: list[list[NodeId] | None] = []
         for first in range(0, len(ask), PLAN_BLOCKS):
             some = ask[first : first + PLAN_BLOCKS]
-            answer = self._names.plan(wire.Plan(self._space, some, self._nodes.to_avoid()))
+            asked_at = time.monotonic()
+            avoid = self._nodes.to_avoid()
+            answer = self._names.plan(wire.Plan(self._space, some, avoid, SPARES))
+            self._nodes.learn_spares(answer.spares, asked_at, answer.spares_s)
             self._nodes.learn_token(answer.block_token, answer.block_token_expires)
             self._nodes.learn(answer.nodes)
             targets += answer.targets

@@ -30,7 +30,7 @@ class Policy:
     task_ttl_s: float = 15.0  # a command that was sent and not answered is forgotten
     drop_ttl_s: float = 60.0  # the same of a drop: until then its node is not written to
     spares_s: float = 5.0  # places told beforehand are good for so long
-    drop_rest_s: float = 10.0  # no node hears of a drop sooner: twice `spares_s` at least
+    drop_rest_s: float = 60.0  # no node hears of a drop sooner: `spares_s` and the longest commit
     repair_blocks: int = 1024  # copies on their way to one node
     repair_bytes: int = 96 * 1024 * 1024  # and their bytes: the rate limit, with `beat_s`
     settle_s: float = 3.0  # a block younger than this may still be on its way to its nodes

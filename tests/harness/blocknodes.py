@@ -7,7 +7,7 @@ waits on an Event (`gate`), never on a clock.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
@@ -15,6 +15,13 @@ from everfold.model import BlockId, Node, NodeId, NodeState, SpaceId
 from everfold.stores.memory import MemoryStore
 
 SPACE = SpaceId(1)
+
+
+class PendingPut:
+    """A put that is made when its answer is asked for."""
+
+    def __init__(self, put: Callable[[], list[Kind | None]]) -> None:
+        self.result = put
 
 
 class MemoryNode:
@@ -30,6 +37,7 @@ class MemoryNode:
         self.is_lying = False
         self.gate: threading.Event | None = None  # when set, calls wait for it
         self.calls: list[str] = []  # verbs, in order of arrival
+        self.received = 0  # blocks that came in put_many
         self.arrived = threading.Semaphore(0)  # released by every call that comes in
 
     @property
@@ -46,6 +54,7 @@ class MemoryNode:
         self, blocks: Sequence[tuple[BlockId, bytes | memoryview]], timeout_s: float
     ) -> list[Kind | None]:
         self._answer("put_many", timeout_s)
+        self.received += len(blocks)
         kinds: list[Kind | None] = []
         for block, data in blocks:
             try:
@@ -54,6 +63,11 @@ class MemoryNode:
             except EverfoldError as err:
                 kinds.append(err.kind)
         return kinds
+
+    def begin_put_many(
+        self, blocks: Sequence[tuple[BlockId, bytes | memoryview]], timeout_s: float
+    ) -> PendingPut:
+        return PendingPut(lambda: self.put_many(blocks, timeout_s))
 
     def get(self, block: BlockId, timeout_s: float) -> bytes:
         self._answer("get", timeout_s)
@@ -92,6 +106,7 @@ class MemoryNames:
         self.token = "t1"
         self.token_expires = 4e9
         self.is_down = False
+        self.spares_s = 0.0  # none are told
         self.fails: list[Kind] = []  # what the next plans answer, first to last
         self.calls: list[str] = []
         self.avoided: list[list[NodeId]] = []
@@ -114,7 +129,15 @@ class MemoryNames:
         self.avoided.append(list(ask.avoid))
         targets = [self._targets(block, set(ask.avoid)) for block, _ in ask.blocks]
         nodes = [node.node for node in self.nodes]
-        return wire.Placements(targets, nodes, self.token, self.token_expires)
+        spares = [self._targets(BlockId(b""), set(ask.avoid)) for _ in range(ask.spares)]
+        return wire.Placements(
+            targets,
+            nodes,
+            self.token,
+            self.token_expires,
+            [place for place in spares if place] if self.spares_s else [],
+            self.spares_s,
+        )
 
     def _targets(self, block: BlockId, avoid: set[NodeId]) -> list[NodeId] | None:
         has = self.where(block)
