@@ -154,7 +154,7 @@ class Files:
         elif content.is_new and not content.base and not content.last_write_number:
             core.submit(wire.Seal(content.ino, core.clock.time_ns()))
         content.has_open_version = content.is_new = False
-        core.shipper.hurry(content.last_number)
+        core.shipper.release(content.last_number)
 
     # ------------------------------------------------------------ reading
 

@@ -8,7 +8,10 @@ While the cluster is away it tries again for ever; the journal keeps the records
 whoever waits has a deadline of his own.
 
 A record whose file is just being closed may be held back a moment (`hold`), so that the seal
-of the last close travels with it instead of in a commit of its own.
+of the last close travels with it instead of in a commit of its own. And after a commit that
+somebody waited for, what nobody waits for rests for a moment: a program that syncs file after
+file (git, a database) would otherwise find the rename or unlink that followed its last sync
+under way, and wait for two commits instead of one.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ BATCH_OPS = 2000
 BATCH_BYTES = 16 * 1024 * 1024
 PIPELINE = 3  # batches whose bytes are being stored, or that wait for the commit before them
 HOLD_S = 0.02
+LULL_S = 0.003  # a program that syncs again does so within about 1 ms
+_LULL_OPS = 64  # more than that is not what one sync leaves behind
 _INLINE_BYTES = 256 * 1024  # less is stored by the shipper itself: a thread's turn costs more
 _FATAL = {Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.STALE}
 
@@ -80,11 +85,13 @@ class Shipper:
         self._space, self._mount = space, mount
         self._names, self._blocks = names, blocks
         self._staging, self._journal = staging, journal
-        self._lock = threading.Lock()  # guards _queue, _under_way, _urgent; taken last
+        self._lock = threading.Lock()  # guards all down to _awaited; taken last
         self._wake = threading.Condition(self._lock)
         self._queue: deque[Item] = deque()
         self._under_way: list[Item] = []
-        self._urgent = 0  # records up to this number are not held back
+        self._released = 0  # records up to this number are not held back for their seal
+        self._awaited = 0  # somebody waits for records up to this number
+        self._lull_ends = 0.0  # monotonic; the shipper's thread alone
         self._ended = threading.Event()
         self._pool = ThreadPoolExecutor(PIPELINE, "store")
         self.failure: EverfoldError | None = None  # why the cluster was not reached lately
@@ -104,11 +111,18 @@ class Shipper:
             self._queue.extend(items)
             self._wake.notify_all()
 
-    def hurry(self, number: int) -> None:
-        """Do not hold back records up to `number` any longer."""
+    def release(self, number: int) -> None:
+        """Do not hold back records up to `number` for their seal any longer."""
         with self._lock:
-            if number > self._urgent:
-                self._urgent = number
+            if number > self._released:
+                self._released = number
+                self._wake.notify_all()
+
+    def hurry(self, number: int) -> None:
+        """Somebody waits for the records up to `number`: nothing holds them back."""
+        with self._lock:
+            if number > self._awaited:
+                self._awaited = number
                 self._wake.notify_all()
 
     def make_durable(self) -> None:
@@ -133,7 +147,8 @@ class Shipper:
         """Wait until nothing is left to ship; False when it took too long."""
         ends = time.monotonic() + timeout_s
         with self._lock:
-            self._urgent = max((item.number for item in self._queue), default=self._urgent)
+            if self._queue:
+                self._awaited = max(self._awaited, self._queue[-1].number)
             self._wake.notify_all()
             while self._queue or self._under_way:
                 left = ends - time.monotonic()
@@ -224,13 +239,18 @@ class Shipper:
         return not item.is_glued and (is_full or self._held(item, now))
 
     def _held(self, item: Item, now: float) -> bool:
-        return item.hold_until > now and item.number > self._urgent
+        return item.hold_until > now and item.number > max(self._released, self._awaited)
 
     def _ready_in(self) -> float:
         if not self._queue:
             return 1e9
-        head, now = self._queue[0], time.monotonic()
-        return head.hold_until - now if self._held(head, now) else 0.0
+        head = self._queue[0]
+        if head.number <= self._awaited:
+            return 0.0
+        now = time.monotonic()
+        if self._held(head, now):
+            return head.hold_until - now
+        return self._lull_ends - now if len(self._queue) < _LULL_OPS else 0.0
 
     def _ship(self, batch: list[Item], stored: Future[None]) -> None:
         pause = 0.02
@@ -262,6 +282,8 @@ class Shipper:
     def _finish(self, batch: list[Item], committed: wire.Committed) -> None:
         self._journal.trim(batch[-1].number)
         self.committed_number = batch[-1].number
+        if batch[0].number <= self._awaited:
+            self._lull_ends = time.monotonic() + LULL_S
         for item, result in zip(batch, committed.results, strict=True):
             item.first_seq = committed.first
             item.done(item, result, committed.seq)

@@ -1,10 +1,10 @@
 """Putting blocks on datanodes: not done before `min_replicas` nodes have acknowledged each.
 
-A few small blocks go straight to a place that is known beforehand (`mount.express`). For
-all others a round asks the nameserver where the blocks shall go (`plan`), and gives every target node a
-lane: a queue of requests (many small blocks, or one large) that a few threads work through. A
-lane whose node fails is dead at once, with what it still had; the next round plans the rest
-again, without the nodes that failed. A round does not wait for stragglers once every block
+A few small blocks go straight to a place that is known beforehand (`mount.express`). For all
+others a round asks the nameserver where the blocks shall go (`plan`), and gives every target
+node a lane: a queue of requests (many small blocks, or one large) that a few threads work
+through. A lane whose node fails is dead at once, with what it still had; the next round plans
+the rest again, without the nodes that failed. A round does not wait for stragglers once every block
 has its acknowledgements and a short grace is over: the repairer makes the missing copies.
 """
 

@@ -20,6 +20,7 @@ from mount.journal import Journal
 from mount.records import Local, StagedWrite, encode
 from mount.shipper import Item, Shipper
 from mount.staging import Staging
+from tests.harness.machine import wait_until
 from tests.harness.world import eventually
 
 SPACE, MOUNT = SpaceId(1), MountId("m1")
@@ -152,10 +153,44 @@ def test_a_record_that_is_held_back_takes_what_comes_after_it_along(bench: Bench
     held = bench.submit(bench.stage(2, b"text"), hold_s=60.0)
     bench.submit(unlink())
     assert bench.shipper.queued == 2
-    bench.shipper.hurry(held)
+    bench.shipper.release(held)
 
     assert bench.shipper.drain(10)
     assert bench.cluster.numbers == [[1, 2]]
+
+
+def test_what_follows_a_sync_rests_until_the_next_sync(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "LULL_S", 60.0)
+    bench.shipper.start()
+    first = bench.submit(unlink())
+    bench.shipper.hurry(first)
+    wait_until(lambda: bench.shipper.committed_number == first, 10, "the first sync is through")
+
+    bench.submit(unlink(b"left behind"))
+    second = bench.submit(unlink(b"synced"))
+    assert bench.shipper.queued == 2
+    bench.shipper.hurry(second)
+    wait_until(lambda: bench.shipper.committed_number == second, 10, "so is the second")
+
+    assert bench.cluster.numbers == [[1], [2, 3]]
+
+
+def test_a_crowd_of_changes_does_not_rest_after_a_sync(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "LULL_S", 60.0)
+    bench.shipper.start()
+    bench.shipper.hurry(bench.submit(unlink()))
+    wait_until(lambda: bench.shipper.committed_number == 1, 10, "the first sync is through")
+
+    for _ in range(100):
+        last = bench.submit(unlink())
+
+    wait_until(lambda: bench.shipper.committed_number >= 65, 10, "most of them are through")
+    assert bench.shipper.drain(10)
+    assert bench.shipper.committed_number == last
 
 
 def test_a_hole_in_the_numbers_begins_a_new_commit(bench: Bench) -> None:
