@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import itertools
 import json
 import logging
 import os
@@ -90,13 +91,13 @@ class Node:
     def put(self, space: SpaceId, block: BlockId, data: bytes | memoryview) -> bool:
         """Keep a block durably; tell whether it is new."""
         self._require_serving()
-        self._require_capacity(len(data))
+        size = len(data)
+        self._require_capacity(size)
         with self.ledger:
             is_new = self.store.add(space, block, data)
             if is_new:
-                self.ledger.came(wire.Held(space, block, len(data)))
-        self.count("puts")
-        self.count("bytes_in", len(data))
+                self.ledger.came_all(space, ((block, size),))
+        self._count_puts(1, size)
         return is_new
 
     def put_many(
@@ -105,10 +106,13 @@ class Node:
         """Keep many blocks durably; tell for each None or why not. The small share one sync."""
         self._require_serving()
         answer: list[Kind | None] = [_flaw(block, data) for block, data in blocks]
-        good = [pair for pair, flaw in zip(blocks, answer, strict=True) if flaw is None]
+        good = blocks
+        if any(answer):
+            good = [pair for pair, flaw in zip(blocks, answer, strict=True) if flaw is None]
         small = [pair for pair in good if len(pair[1]) < SMALL_BLOCK]
         parts = [small] if small else []
-        parts += [[pair] for pair in good if len(pair[1]) >= SMALL_BLOCK]
+        if len(small) < len(good):
+            parts += [[pair] for pair in good if len(pair[1]) >= SMALL_BLOCK]
         failed: dict[BlockId, Kind] = {}
         for part in parts:
             try:
@@ -116,25 +120,24 @@ class Node:
             except EverfoldError as err:
                 log.warning("%d blocks were not kept: %s", len(part), err)
                 failed.update((block, err.kind) for block, _ in part)
+        if not failed:
+            return answer
         return [flaw or failed.get(block) for (block, _), flaw in zip(blocks, answer, strict=True)]
 
     def _keep(self, space: SpaceId, blocks: Sequence[tuple[BlockId, memoryview]]) -> None:
-        size = sum(len(data) for _, data in blocks)
+        sizes = [(block, len(data)) for block, data in blocks]
+        size = sum([size for _, size in sizes])
         self._require_capacity(size)
         with self.ledger:
             news = self.store.add_many(space, blocks, is_checked=True)
-            for (block, data), is_new in zip(blocks, news, strict=True):
-                if is_new:
-                    self.ledger.came(wire.Held(space, block, len(data)))
-        self.count("puts", len(blocks))
-        self.count("bytes_in", size)
+            self.ledger.came_all(space, itertools.compress(sizes, news))
+        self._count_puts(len(blocks), size)
 
     def get(self, space: SpaceId, block: BlockId) -> bytes:
         """Return a block, verified; what is found rotten is put aside and told at once."""
         self._require_serving()
         data = self.store.get(space, block)
-        self.count("gets")
-        self.count("bytes_out", len(data))
+        self._count_gets(1, len(data))
         return data
 
     def open_file(self, space: SpaceId, block: BlockId) -> io.FileIO | None:
@@ -150,13 +153,12 @@ class Node:
     ) -> Iterable[tuple[BlockId, bytes]]:
         """Return each block with its bytes, or with none when it is not here or not sound."""
         self._require_serving()
-        sizes = (self.store.size_of(space, block) or 0 for block in blocks)
-        if sum(sizes) > FRAMES_MAX:
+        found = self.store.get_many(space, list(dict.fromkeys(blocks)), FRAMES_MAX)
+        self._count_gets(len(found), sum(map(len, found.values())))
+        answer = [(block, found.get(block, b"")) for block in blocks]
+        if len(found) < len(blocks) and sum([len(data) for _, data in answer]) > FRAMES_MAX:
             raise EverfoldError(Kind.TOO_LARGE, f"more than {FRAMES_MAX} bytes in one answer")
-        found = self.store.get_many(space, list(dict.fromkeys(blocks)))
-        self.count("gets", len(found))
-        self.count("bytes_out", sum(map(len, found.values())))
-        return [(block, found.get(block, b"")) for block in blocks]
+        return answer
 
     def size_of(self, space: SpaceId, block: BlockId) -> int | None:
         """Return a block's size, None when it is not here."""
@@ -249,6 +251,16 @@ class Node:
         """Add to a counter of /metrics."""
         with self._counter_lock:
             self.counters[what] += by
+
+    def _count_puts(self, blocks: int, size: int) -> None:
+        with self._counter_lock:
+            self.counters["puts"] += blocks
+            self.counters["bytes_in"] += size
+
+    def _count_gets(self, blocks: int, size: int) -> None:
+        with self._counter_lock:
+            self.counters["gets"] += blocks
+            self.counters["bytes_out"] += size
 
     def _require_serving(self) -> None:
         if self.state in _SHUT:

@@ -33,11 +33,13 @@ class Files:
         self.at(label)
         start = offset
         for some in _batches(pieces):
-            left: list[Piece] = some
-            while left:
+            left, size = some, sum(map(len, some))
+            while size:
                 written = os.pwritev(fd, left, offset)
                 offset += written
-                left = _after(left, written)
+                size -= written
+                if size:
+                    left = _after(left, written)
         return offset - start
 
     def sync(self, label: str, fd: int) -> None:
@@ -118,12 +120,13 @@ class Files:
         self.sync_folder(f"{label}.folder", path.parent)
 
 
-def _batches(pieces: Sequence[Piece]) -> Iterable[list[Piece]]:
-    for first in range(0, len(pieces), _IOV_MAX):
-        yield list(pieces[first : first + _IOV_MAX])
+def _batches(pieces: Sequence[Piece]) -> Iterable[Sequence[Piece]]:
+    if len(pieces) <= _IOV_MAX:
+        return (pieces,)
+    return (pieces[first : first + _IOV_MAX] for first in range(0, len(pieces), _IOV_MAX))
 
 
-def _after(pieces: list[Piece], written: int) -> list[Piece]:
+def _after(pieces: Sequence[Piece], written: int) -> Sequence[Piece]:
     for index, piece in enumerate(pieces):
         if written < len(piece):
             return [memoryview(piece)[written:], *pieces[index + 1 :]]

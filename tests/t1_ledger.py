@@ -149,3 +149,32 @@ def test_an_asked_answer_is_told_though_nothing_changed() -> None:
 
     assert ledger.news(lambda space, block: 55).added == [wire.Held(*KEYS[0], 55)]
     assert ledger.news(lambda space, block: None).removed == [wire.Held(*KEYS[0], 0)]
+
+
+def test_blocks_that_came_together_are_counted_as_one_by_one() -> None:
+    together, single = Ledger(), Ledger()
+    together.came_all(KEYS[0][0], [(block, 100) for space, block in KEYS if space == 1])
+    for key in KEYS:
+        if key[0] == 1:
+            single.came(held(key))
+
+    assert together.news(lambda space, block: None) == single.news(lambda space, block: None)
+    assert together.totals() == single.totals() == (6, 600)
+
+
+def test_of_what_changed_once_the_store_is_not_asked_and_of_the_rest_it_is() -> None:
+    ledger, asked = Ledger(), list[BlockId]()
+
+    def size_of(space: SpaceId, block: BlockId) -> int | None:
+        asked.append(block)
+        return 100
+
+    ledger.came(held(KEYS[0]))
+    ledger.went(held(KEYS[1]))
+    ledger.came_all(KEYS[2][0], [(KEYS[2][1], 100)])
+    ledger.went(held(KEYS[2]))  # told in the wrong order: it was deleted, then put again
+    news = ledger.news(size_of)
+
+    assert asked == [KEYS[2][1]]
+    assert news.added == [held(KEYS[0]), held(KEYS[2])]
+    assert news.removed == [held(KEYS[1])]

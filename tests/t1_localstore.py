@@ -215,6 +215,24 @@ class TestLocalStore:
         store.put(OTHER, *LARGE)
         store.close()
 
+    def test_a_batch_of_both_kinds_tells_which_are_new(self, store: LocalStore) -> None:
+        store.put(HOME, *SMALL)
+        other, large = block_of(2000), block_of(SMALL_BLOCK, 5)
+
+        news = store.add_many(HOME, [other, SMALL, LARGE, other, large, LARGE])
+
+        assert news == [True, False, True, False, True, False]
+
+    def test_an_answer_may_not_be_larger_than_asked_for(self, store: LocalStore) -> None:
+        store.put_many(HOME, [SMALL, LARGE])
+        size = len(SMALL[1]) + len(LARGE[1])
+
+        with pytest.raises(EverfoldError) as caught:
+            store.get_many(HOME, [SMALL[0], LARGE[0]], limit=size - 1)
+
+        assert caught.value.kind is Kind.TOO_LARGE
+        assert store.get_many(HOME, [SMALL[0], LARGE[0]], limit=size) == dict([SMALL, LARGE])
+
     def test_the_floor_is_one_percent_but_at_least_64_mib(self, tmp_path: Path) -> None:
         big = LocalStore(tmp_path / "a", room=lambda path: Room(10**12, 10**12))
         small = LocalStore(tmp_path / "b", room=lambda path: Room(10**9, 10**9))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -20,6 +21,7 @@ from everfold.files import Files
 from everfold.model import BlockId, SpaceId
 from everfold.stores import packformat
 from everfold.stores.packfile import PackFile
+from everfold.stores.packindex import PackIndex
 from everfold.stores.packs import PackStore
 from tests.contracts.blockstore import HOME, OTHER, block_of
 from tests.harness.faults import BreakingFiles, Died, TearingFiles, die_at, fail_at
@@ -168,6 +170,77 @@ class TestEnds:
         store = PackStore(folder)
 
         assert holds(store, batch(9))
+        store.close()
+
+
+class TestIndex:
+    def test_what_only_waits_for_the_table_is_there_after_either_end(self, folder: Path) -> None:
+        store = PackStore(folder)
+        many = [block_of(16 + n % 100, n) for n in range(1500)]  # the table gets the first 1,000
+        for first in range(0, len(many), 100):
+            store.put_many(HOME, many[first : first + 100])
+        for block, _ in many[::100]:
+            assert store.delete(HOME, block) is True
+        kept = [pair for n, pair in enumerate(many) if n % 100]
+
+        assert holds(store, kept)
+        assert len(list(store.blocks())) == len(kept)
+        store.close()
+        store = PackStore(folder)
+        assert holds(store, kept)
+        store.delete(HOME, kept[0][0])
+        store = reopened(store, folder)
+
+        assert holds(store, kept[1:])
+        assert {held.block for held in store.blocks()} == {b for b, _ in kept[1:]}
+        store.close()
+
+    def test_a_table_that_cannot_be_written_refuses_puts_and_forgets_nothing(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = PackStore(folder)
+        kept = [block_of(20, n) for n in range(1000)]
+        store.put_many(HOME, kept)
+        size = packs(folder)[0].stat().st_size
+
+        def broken(self: PackIndex, db: sqlite3.Connection) -> None:
+            db.execute("INSERT INTO nothing VALUES (1)")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PackIndex, "_write_down", broken)
+            with pytest.raises(EverfoldError) as caught:
+                store.put(HOME, *block_of(4000))
+
+        assert caught.value.kind is Kind.UNAVAILABLE
+        assert packs(folder)[0].stat().st_size == size
+        assert holds(store, kept)
+        store.put(HOME, *block_of(4000))
+        assert holds(store, [*kept, block_of(4000)])
+        store.close()
+
+
+class TestReading:
+    def test_neighbours_are_read_at_once_and_each_is_verified(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = PackStore(folder)
+        store.put_many(HOME, batch(50))
+        third = 2 * packformat.HEAD_SIZE + 500 + 501 + 7
+        with packs(folder)[0].open("r+b") as pack:
+            pack.seek(third)
+            pack.write(b"\xff\xfe")
+        reads: list[int] = []
+        read = PackFile.read
+
+        def counting(self: PackFile, at: int, size: int) -> bytes:
+            reads.append(size)
+            return read(self, at, size)
+
+        monkeypatch.setattr(PackFile, "read", counting)
+        found = store.get_many(HOME, [b for b, _ in batch(50)])
+
+        assert found == dict(batch(50)[:2] + batch(50)[3:])
+        assert len(reads) == 2  # all of them, and the rotten one once more
         store.close()
 
 

@@ -28,6 +28,8 @@ from everfold.stores.packs import PACK_SIZE, PackStore
 
 _EVIDENCE_MAX = 64  # files kept in quarantine; older ones go
 _FLOOR_MIN = 64 * 1024 * 1024
+_NEAR = 1024 * 1024 * 1024
+_ROOM_TTL_S = 1.0
 
 
 class Room(NamedTuple):
@@ -69,6 +71,7 @@ class LocalStore:
             self._files.make_folder("local.mkdir", root)
             self._files.make_folder("local.mkdir", self._quarantine)
         self.floor = max(_FLOOR_MIN, room(root).total // 100) if floor is None else floor
+        self._spare, self._asked_at = 0, -_ROOM_TTL_S  # bytes above the floor, when that was so
         self._large = DiskStore(root, self._files, root / "tmp")
         self._small = PackStore(root / "packs", self._files, pack_size)
 
@@ -96,7 +99,7 @@ class LocalStore:
         """Put a block; tell whether it is new."""
         self._require_room(len(data))
         if len(data) < SMALL_BLOCK:
-            return self._small.add(space, block, data)
+            return self._small.add_many(space, [(block, data)])[0]
         return self._large.add(space, block, data)
 
     def add_many(
@@ -109,20 +112,29 @@ class LocalStore:
 
         `is_checked`: the caller has compared the bytes with the names.
         """
-        self._require_room(sum(len(data) for _, data in blocks))
-        small = [(b, data) for b, data in blocks if len(data) < SMALL_BLOCK]
-        is_new = dict(
-            zip((b for b, _ in small), self._small.add_many(space, small, is_checked), strict=True)
-            if small
-            else ()
-        )
-        for block, data in blocks:
-            if len(data) >= SMALL_BLOCK:
-                is_new[block] = self._large.add(space, block, data, is_checked)
-        return [is_new.pop(b, False) for b, _ in blocks]
+        self._require_room(sum([len(data) for _, data in blocks]))
+        small = [pair for pair in blocks if len(pair[1]) < SMALL_BLOCK]
+        news = self._small.add_many(space, small, is_checked) if small else []
+        if len(small) == len(blocks):
+            return news
+        of_small = iter(news)
+        return [
+            next(of_small)
+            if len(data) < SMALL_BLOCK
+            else self._large.add(space, block, data, is_checked)
+            for block, data in blocks
+        ]
 
     def _require_room(self, size: int) -> None:
-        if self._room(self.root).free - size < self.floor:
+        """Refuse what would go below the floor.
+
+        The filesystem is asked once a second (it costs 8 us), and always near the floor.
+        """
+        self._spare -= size
+        if self._spare < _NEAR or time.monotonic() > self._asked_at + _ROOM_TTL_S:
+            self._asked_at = time.monotonic()
+            self._spare = self._room(self.root).free - size - self.floor
+        if self._spare < 0:
             raise EverfoldError(Kind.NO_SPACE, "the disk is filled to its floor", str(self.root))
 
     def get(self, space: SpaceId, block: BlockId) -> bytes:
@@ -139,12 +151,23 @@ class LocalStore:
                 self.put_aside(space, block)
             raise
 
-    def get_many(self, space: SpaceId, blocks: Sequence[BlockId]) -> dict[BlockId, bytes]:
-        """See `services.BlockStore.get_many`."""
-        found = {}
+    def get_many(
+        self, space: SpaceId, blocks: Sequence[BlockId], limit: int | None = None
+    ) -> dict[BlockId, bytes]:
+        """See `services.BlockStore.get_many`; TOO_LARGE before more than `limit` bytes are read."""
+        places = self._small.find_many(space, blocks)
+        if limit is not None:
+            size = sum([place.size for place in places.values()])
+            if len(places) < len(blocks):
+                large = (self._large.size_of(space, b) or 0 for b in blocks if b not in places)
+                size += sum(large)
+            if size > limit:
+                raise EverfoldError(Kind.TOO_LARGE, f"more than {limit} bytes in one answer")
+        found = self._small.get_sound(space, places)
         for block in blocks:
-            with contextlib.suppress(EverfoldError):
-                found[block] = self.get(space, block)
+            if block not in found:  # large, moved, rotten or not here
+                with contextlib.suppress(EverfoldError):
+                    found[block] = self.get(space, block)
         return found
 
     def open_file(self, space: SpaceId, block: BlockId) -> io.FileIO | None:
