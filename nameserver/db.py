@@ -3,8 +3,9 @@
 peewee owns the connections and the schema; hot statements are plain SQL with ``?`` marks,
 run through `Cx` (a lookup through the ORM was measured at 270-310 us, the same statement
 prepared at 6-9 us). SQLite: WAL, synchronous=FULL (a commit that was answered survives a
-power cut), one connection a thread, one writer at a time. PostgreSQL: reads run REPEATABLE
-READ, so that an answer and its `seq` are of one moment; writers lock their space's row.
+power cut), one connection that writes, a few that read. PostgreSQL: a connection a thread, reads
+run REPEATABLE READ, so that an answer and its `seq` are of one moment; writers lock their
+space's row.
 
 SQLite's planner, without statistics, takes a primary key's short prefix for better than a
 partial index: hot statements say ``INDEXED BY``, which is taken out for PostgreSQL. That, on
@@ -17,11 +18,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import peewee as pw
@@ -31,13 +34,27 @@ from nameserver import models
 
 Row = tuple[Any, ...]
 _BUSY_TIMEOUT_MS = 10_000
+_PRAGMAS = {
+    "journal_mode": "wal",
+    "synchronous": "full",
+    "busy_timeout": _BUSY_TIMEOUT_MS,
+    "wal_autocheckpoint": 4000,
+    "temp_store": "memory",
+    "foreign_keys": 1,
+}
+_WRITER_KIB = 16_384  # pages that a connection keeps in memory
+_READER_KIB = 1_024
+_READERS = 8  # kept open while nobody reads
+_STATEMENTS = 256  # prepared, of each connection
 
 
 class Cx:
     """An open transaction. Not to be kept after its `with` block, nor shared by threads."""
 
-    def __init__(self, connection: Any, is_postgres: bool) -> None:
-        self._cursor = connection.cursor()
+    __slots__ = ("_cursor", "is_postgres")
+
+    def __init__(self, cursor: Any, is_postgres: bool) -> None:
+        self._cursor = cursor
         self.is_postgres = is_postgres
 
     def run(self, sql: str, *values: Any) -> int:
@@ -81,7 +98,7 @@ _INDEXED_BY = re.compile(r" INDEXED BY \w+")
 
 
 class Database:
-    """One database with its schema in place.
+    """One database with its schema in place. Threads may share it.
 
     `url` is ``sqlite:///path`` (or a path) or ``postgresql://user:pass@host:port/name``;
     ``?host=/dir`` names a socket directory.
@@ -92,46 +109,38 @@ class Database:
         self.is_postgres = url.startswith(("postgresql://", "postgres://"))
         self.peewee = _open_postgres(url) if self.is_postgres else _open_sqlite(url)
         self.tables: SimpleNamespace = models.tables(self.peewee)
-        self._writer = (
-            threading.Lock()
-        )  # SQLite has one; waiting here is fair, its busy loop is not
-        with self.connection():
+        self._lines = None if self.is_postgres else _Lines(self.peewee.database)
+        with self.peewee.connection_context():
             models.create(self.peewee, self.tables)
 
-    @contextlib.contextmanager
-    def connection(self) -> Iterator[Any]:
-        """Use this thread's connection (opened on first use and kept)."""
-        self.peewee.connect(reuse_if_open=True)
-        yield self.peewee.connection()  # type: ignore[no-untyped-call]
-
-    @contextlib.contextmanager
-    def write(self) -> Iterator[Cx]:
+    def write(self) -> AbstractContextManager[Cx]:
         """Run a transaction that writes; committed (durably) on leaving, rolled back on error."""
-        with contextlib.nullcontext() if self.is_postgres else self._writer:
-            yield from self._transaction("BEGIN" if self.is_postgres else "BEGIN IMMEDIATE")
+        return self._postgres("BEGIN") if self._lines is None else _Writing(self._lines)
+
+    def read(self) -> AbstractContextManager[Cx]:
+        """Run queries that all see one moment."""
+        if self._lines is None:
+            return self._postgres("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        return _Reading(self._lines)
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[Cx]:
-        """Run queries that all see one moment."""
-        yield from self._transaction(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if self.is_postgres else "BEGIN"
-        )
-
-    def _transaction(self, begin: str) -> Iterator[Cx]:
+    def _postgres(self, begin: str) -> Iterator[Cx]:
+        """Run a transaction on this thread's connection (opened on first use and kept)."""
         try:
-            with self.connection() as connection:
-                connection.execute(begin)
-                try:
-                    yield Cx(connection, self.is_postgres)
-                    connection.execute("COMMIT")
-                except BaseException:
-                    self._roll_back(connection)
-                    raise
-        except _LOST as err:
-            self.peewee.close()
-            raise EverfoldError(Kind.UNAVAILABLE, f"the database failed: {err}") from err
-        except _IMPOSSIBLE as err:
-            raise EverfoldError(Kind.INVALID, f"a value that cannot be: {err}") from err
+            self.peewee.connect(reuse_if_open=True)
+            connection = self.peewee.connection()  # type: ignore[no-untyped-call]
+            connection.execute(begin)
+            try:
+                yield Cx(connection.cursor(), is_postgres=True)
+                connection.execute("COMMIT")
+            except BaseException:
+                self._roll_back(connection)
+                raise
+        except (*_LOST, *_IMPOSSIBLE) as err:
+            if isinstance(err, _LOST):
+                self.peewee.close()
+            _raise_translated(err)
+            raise
 
     def _roll_back(self, connection: Any) -> None:
         try:
@@ -140,14 +149,173 @@ class Database:
             self.peewee.close()  # a connection in an unknown state is never used again
 
     def close(self) -> None:
-        """Close this thread's connection."""
+        """Close this thread's connection, and those that no thread uses."""
+        if self._lines is not None:
+            self._lines.close()
         if not self.peewee.is_closed():
             self.peewee.close()
 
 
-def _operational_errors() -> tuple[type[Exception], ...]:
-    import sqlite3
+class _Line(NamedTuple):
+    """An SQLite connection; one thread has it at a time."""
 
+    connection: sqlite3.Connection
+    cursor: sqlite3.Cursor
+    cx: Cx
+
+
+class _Lines:
+    """The SQLite connections of a process: one that writes, and a few that read.
+
+    They belong to no thread. A thread's own would be as many as there are threads (128), each
+    with a schema, statements and pages of its own (1 MiB and more), and whoever writes would
+    find its pages outdated by the writer before it. As it is, all that a commit needs is in the
+    one writer's memory, and the reader that was used last is used again.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._turn = threading.Lock()  # guards _writer; waiting here is fair, SQLite's loop is not
+        self._writer: _Line | None = None
+        self._idle: list[_Line] = []  # readers; append and pop are atomic
+
+    def begin_writing(self) -> _Line:
+        """Wait for the turn and return the connection that writes, in a transaction."""
+        self._turn.acquire()
+        try:
+            if self._writer is None:
+                self._writer = self._open(_WRITER_KIB)
+            self._writer.cursor.execute("BEGIN IMMEDIATE")
+        except BaseException as err:
+            self.undo_writing(err)
+            raise
+        return self._writer
+
+    def end_writing(self, line: _Line) -> None:
+        """Make the transaction durable and let the next one write."""
+        try:
+            line.cursor.execute("COMMIT")
+        except BaseException as err:
+            self.undo_writing(err)
+            raise
+        self._turn.release()
+
+    def undo_writing(self, err: BaseException) -> None:
+        """Roll back and let the next one write; raise what `err` is to our callers."""
+        line = self._writer
+        try:
+            if line is not None and (isinstance(err, _LOST) or not _is_rolled_back(line)):
+                self._drop_writer()
+        finally:
+            self._turn.release()
+        _raise_translated(err)
+
+    def take(self) -> _Line:
+        """Return a connection to read from, the caller's until it is given back."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._open(_READER_KIB)
+
+    def give_back(self, line: _Line) -> None:
+        """Let others read from this connection; it is in no transaction."""
+        if len(self._idle) < _READERS:
+            self._idle.append(line)
+        else:
+            line.connection.close()
+
+    def _drop_writer(self) -> None:
+        line, self._writer = self._writer, None
+        if line is not None:
+            line.connection.close()
+
+    def close(self) -> None:
+        """Close every connection that is not in use; others may be opened again."""
+        with self._turn:
+            self._drop_writer()
+        while self._idle:
+            with contextlib.suppress(IndexError):  # another thread took the last one
+                self._idle.pop().connection.close()
+
+    def _open(self, cache_kib: int) -> _Line:
+        connection = sqlite3.connect(
+            self._path,
+            timeout=_BUSY_TIMEOUT_MS / 1000,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=_STATEMENTS,
+        )
+        for pragma, value in {**_PRAGMAS, "cache_size": -cache_kib}.items():
+            connection.execute(f"PRAGMA {pragma} = {value}")
+        cursor = connection.cursor()
+        return _Line(connection, cursor, Cx(cursor, is_postgres=False))
+
+
+class _Writing:
+    """A transaction that writes. A class: generators would cost a third of a lookup."""
+
+    __slots__ = ("_line", "_lines")
+
+    def __init__(self, lines: _Lines) -> None:
+        self._lines = lines
+
+    def __enter__(self) -> Cx:
+        self._line = self._lines.begin_writing()
+        return self._line.cx
+
+    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
+        if err is None:
+            self._lines.end_writing(self._line)
+        else:
+            self._lines.undo_writing(err)
+
+
+class _Reading:
+    """A transaction that reads."""
+
+    __slots__ = ("_line", "_lines")
+
+    def __init__(self, lines: _Lines) -> None:
+        self._lines = lines
+
+    def __enter__(self) -> Cx:
+        try:
+            self._line = self._lines.take()
+            self._line.cursor.execute("BEGIN")
+        except _LOST as err:
+            _raise_translated(err)
+            raise
+        return self._line.cx
+
+    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
+        line = self._line
+        if isinstance(err, _LOST) or not _is_rolled_back(line):
+            line.connection.close()
+        else:
+            self._lines.give_back(line)
+        if err is not None:
+            _raise_translated(err)
+
+
+def _is_rolled_back(line: _Line) -> bool:
+    """End a connection's transaction; False when it is in an unknown state."""
+    try:
+        if line.connection.in_transaction:
+            line.cursor.execute("ROLLBACK")
+    except _LOST:
+        return False
+    return True
+
+
+def _raise_translated(err: BaseException) -> None:
+    """Raise a failure of the database as ours; return when `err` is something else."""
+    if isinstance(err, _LOST):
+        raise EverfoldError(Kind.UNAVAILABLE, f"the database failed: {err}") from err
+    if isinstance(err, _IMPOSSIBLE):
+        raise EverfoldError(Kind.INVALID, f"a value that cannot be: {err}") from err
+
+
+def _operational_errors() -> tuple[type[Exception], ...]:
     import psycopg
 
     return (pw.OperationalError, pw.InterfaceError, sqlite3.OperationalError,
@@ -169,19 +337,7 @@ def _open_sqlite(url: str) -> pw.Database:
     if "://" in path or not path:
         raise EverfoldError(Kind.INVALID, "not a database URL", url)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return pw.SqliteDatabase(
-        path,
-        pragmas={
-            "journal_mode": "wal",
-            "synchronous": "full",
-            "busy_timeout": _BUSY_TIMEOUT_MS,
-            "cache_size": -4_096,  # KiB; of each thread, and there may be 128
-            "wal_autocheckpoint": 4000,
-            "temp_store": "memory",
-            "foreign_keys": 1,
-        },
-        cached_statements=512,
-    )
+    return pw.SqliteDatabase(path, pragmas=_PRAGMAS)
 
 
 def _open_postgres(url: str) -> pw.Database:
