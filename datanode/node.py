@@ -189,7 +189,7 @@ class Node:
     def verify(self, space: SpaceId, block: BlockId) -> bool:
         """Read a block and check it; False when it is not here, or was and had rotted."""
         try:
-            self.store.get(space, block)
+            self.store.verify(space, block)
         except EverfoldError as err:
             if err.kind in (Kind.NOT_FOUND, Kind.CORRUPT):
                 return False

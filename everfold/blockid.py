@@ -31,7 +31,12 @@ def parse(text: str) -> BlockId:
 
 def check(block: BlockId, data: bytes | bytearray | memoryview) -> None:
     """Raise CORRUPT unless `data` are the bytes of `block`, INVALID for an impossible size."""
-    if not 1 <= len(data) <= BLOCK_MAX:
-        raise EverfoldError(Kind.INVALID, f"a block has 1 to {BLOCK_MAX} bytes, not {len(data)}")
+    check_size(data)
     if name_of(data) != block:
         raise EverfoldError(Kind.CORRUPT, "the bytes do not match the block's name", block.hex())
+
+
+def check_size(data: bytes | bytearray | memoryview) -> None:
+    """Raise INVALID unless a block may have this many bytes."""
+    if not 1 <= len(data) <= BLOCK_MAX:
+        raise EverfoldError(Kind.INVALID, f"a block has 1 to {BLOCK_MAX} bytes, not {len(data)}")

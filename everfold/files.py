@@ -12,13 +12,16 @@ import ctypes
 import errno
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from everfold.errors import EverfoldError, Kind
 
 Piece = bytes | bytearray | memoryview
 _IOV_MAX = 1024
+_SYNC_FILE_RANGE_WRITE = 2
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_I64 = ctypes.c_int64
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -46,6 +49,10 @@ class Files:
         """Return when the file's bytes and size are on the medium."""
         self.at(label)
         os.fdatasync(fd)
+
+    def begin_sync(self, fd: int) -> None:
+        """Let the disk begin with what was written; a hint, `sync` is still needed."""
+        _LIBC.sync_file_range(fd, _I64(0), _I64(0), _SYNC_FILE_RANGE_WRITE)
 
     def rename(self, label: str, source: Path, target: Path) -> None:
         """Give a file another name, replacing what bears it; durable after `sync_folder`."""
@@ -90,18 +97,25 @@ class Files:
         self.at(label)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.syncfs(fd) != 0:
+            if _LIBC.syncfs(fd) != 0:
                 code = ctypes.get_errno()
                 raise OSError(code, os.strerror(code), str(path))
         finally:
             os.close(fd)
 
-    def keep(self, label: str, path: Path, pieces: Sequence[Piece], temp: Path) -> None:
+    def keep(
+        self,
+        label: str,
+        path: Path,
+        pieces: Sequence[Piece],
+        temp: Path,
+        check: Callable[[], None] | None = None,
+    ) -> None:
         """Put a file in place durably: temp file in `temp`, fsync, rename, fsync of the folder.
 
-        `temp` is a folder on the same filesystem, emptied by its owner at start. On an
-        OSError nothing is left behind. Labels: `<label>.write .sync .rename .folder`.
+        `temp` is a folder on the same filesystem, emptied by its owner at start. `check` looks
+        at the pieces while the disk writes them, and raises what refuses them. On an OSError
+        or a refusal nothing is left behind. Labels: `<label>.write .sync .rename .folder`.
         """
         scratch = temp / secrets.token_hex(8)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -109,11 +123,14 @@ class Files:
             fd = os.open(scratch, flags, 0o600)
             try:
                 self.write(f"{label}.write", fd, pieces, 0)
+                if check is not None:
+                    self.begin_sync(fd)
+                    check()
                 self.sync(f"{label}.sync", fd)
             finally:
                 os.close(fd)
             self.rename(f"{label}.rename", scratch, path)
-        except OSError:
+        except (OSError, EverfoldError):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(scratch)
             raise

@@ -66,6 +66,19 @@ def test_a_torn_write_never_gets_the_name(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
+def test_what_the_check_refuses_never_gets_the_name(tmp_path: Path) -> None:
+    keep(Files(), tmp_path, b"old")
+
+    def refuse() -> None:
+        raise EverfoldError(Kind.CORRUPT, "wrong")
+
+    with pytest.raises(EverfoldError):
+        Files().keep("x", tmp_path / "file", [b"new"], tmp_path / "tmp", refuse)
+
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_many_pieces_are_written_whole(tmp_path: Path) -> None:
     pieces = [bytes([n % 256]) * (n % 7) for n in range(5000)]
     fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)

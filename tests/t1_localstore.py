@@ -40,7 +40,7 @@ class TestBlockFiles:
         store.put(HOME, *LARGE)
 
         name = LARGE[0].hex()
-        assert (tmp_path / "1" / name[:2] / name[2:4] / name).read_bytes() == LARGE[1]
+        assert (tmp_path / "1" / name[:2] / name).read_bytes() == LARGE[1]
 
     @pytest.mark.parametrize(
         "label", ["disk.mkdir", "disk.write", "disk.sync", "disk.rename", "disk.folder"]
@@ -109,6 +109,56 @@ class TestBlockFiles:
             go_on.set()
             first.result(10)
             second.result(10)
+
+    def test_wrong_bytes_are_found_out_while_they_are_written_and_leave_nothing(
+        self, tmp_path: Path
+    ) -> None:
+        files = BreakingFiles()
+        store = DiskStore(tmp_path, files)
+
+        with pytest.raises(EverfoldError) as caught:
+            store.put(HOME, LARGE[0], LARGE[1][:-1] + b"?")
+
+        assert caught.value.kind is Kind.CORRUPT
+        assert "disk.rename" not in files.labels
+        assert files_below(tmp_path) == []
+
+    def test_a_spaces_folders_are_made_once(self, tmp_path: Path) -> None:
+        files = BreakingFiles()
+        store = DiskStore(tmp_path, files)
+        store.put(HOME, *LARGE)
+        made = files.labels.count("disk.mkdir")
+
+        store.put(HOME, *block_of(SMALL_BLOCK, 1))
+
+        assert files.labels.count("disk.mkdir") == made
+        assert len([path for path in (tmp_path / "1").iterdir() if path.is_dir()]) == 256
+
+    @pytest.mark.parametrize("nth", [None, 1, 3, 5])
+    def test_what_lay_a_level_deeper_is_moved_at_the_start_whatever_cuts_it_short(
+        self, tmp_path: Path, nth: int | None
+    ) -> None:
+        pairs = [block_of(SMALL_BLOCK, seed) for seed in range(4)]
+        for space in (HOME, OTHER):
+            for block, data in pairs:
+                name = block.hex()
+                path = tmp_path / str(space) / name[:2] / name[2:4] / name
+                path.parent.mkdir(parents=True)
+                path.write_bytes(data)
+        (tmp_path / "1" / "ff").mkdir(exist_ok=True)
+        if nth is not None:
+            with pytest.raises(Died):
+                DiskStore(tmp_path, BreakingFiles(die_at("disk.flatten", nth)))
+
+        store = DiskStore(tmp_path)
+
+        for space in (HOME, OTHER):
+            assert store.get_many(space, [b for b, _ in pairs]) == dict(pairs)
+        assert len(list(store.blocks())) == 8
+        assert not [path for path in tmp_path.glob("?/??/??") if path.is_dir()]
+        files = BreakingFiles()
+        DiskStore(tmp_path, files)
+        assert "disk.flatten" not in files.labels
 
     def test_other_files_in_the_folders_are_not_taken_for_blocks(self, tmp_path: Path) -> None:
         store = DiskStore(tmp_path)

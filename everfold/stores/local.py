@@ -1,6 +1,6 @@
 """All the blocks of one machine: small ones packed, large ones as files, under one root.
 
-    <root>/<space>/aa/bb/<hash>   blocks of SMALL_BLOCK bytes and more
+    <root>/<space>/aa/<hash>      blocks of SMALL_BLOCK bytes and more
     <root>/packs/                 smaller ones
     <root>/quarantine/            what did not match its name, kept as evidence
     <root>/tmp/                   what was being written; swept at start
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.files import Files, error_of, translated
+from everfold.files import Files, translated
 from everfold.model import SMALL_BLOCK, BlockId, SpaceId
 from everfold.stores.disk import DiskStore
 from everfold.stores.packs import PACK_SIZE, PackStore
@@ -151,6 +151,18 @@ class LocalStore:
                 self.put_aside(space, block)
             raise
 
+    def verify(self, space: SpaceId, block: BlockId) -> None:
+        """Read and check a block as `get` does, without keeping its bytes in memory."""
+        if self._small.size_of(space, block) is not None:
+            self.get(space, block)
+            return
+        try:
+            self._large.verify(space, block)
+        except EverfoldError as err:
+            if err.kind is Kind.CORRUPT:
+                self.put_aside(space, block)
+            raise
+
     def get_many(
         self, space: SpaceId, blocks: Sequence[BlockId], limit: int | None = None
     ) -> dict[BlockId, bytes]:
@@ -172,12 +184,7 @@ class LocalStore:
 
     def open_file(self, space: SpaceId, block: BlockId) -> io.FileIO | None:
         """Open the file that holds exactly this block, when it has one of its own."""
-        try:
-            return io.FileIO(self._large.path_of(space, block))
-        except FileNotFoundError:
-            return None
-        except OSError as err:
-            raise error_of(err, block.hex()) from err
+        return self._large.open(space, block)
 
     def size_of(self, space: SpaceId, block: BlockId) -> int | None:
         """See `services.BlockStore.size_of`."""
