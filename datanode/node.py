@@ -196,6 +196,13 @@ class Node:
             raise
         return True
 
+    def verify_all(self, some: Sequence[wire.Held]) -> None:
+        """Read blocks and check them; what has rotted is put aside and told."""
+        for space in {held.space for held in some}:
+            blocks = [held.block for held in some if held.space == space]
+            for block in self.store.unproven(space, blocks):
+                self.verify(space, block)
+
     def recount(self, prefix: int) -> list[wire.Held]:
         """Look at what is really there under a prefix, correct the ledger, return the list."""
         version = self.ledger.version(prefix)

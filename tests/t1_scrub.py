@@ -96,16 +96,37 @@ def test_it_keeps_to_its_rate_and_can_be_stopped_meanwhile(node: nodes.InProcess
     assert node.node.counters["scrubbed"] <= 2
 
 
-def test_a_node_that_is_asked_for_blocks_is_scrubbed_at_the_least_rate(
+def test_a_node_that_is_asked_for_blocks_is_scrubbed_at_the_least_rate_for_a_while(
     node: nodes.InProcessNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node.node.ledger, "totals", lambda: (1, 1 << 40))
+    free = [prefix for prefix in range(256) if prefix not in {block[0] for block, _ in PAIRS}]
     scrub = Scrub(node.node)
-    scrub.scrub(0)
-    busy = scrub.rate
-    scrub.scrub(1)
-    idle = scrub.rate
+    rates = []
+    for prefix in free[:60]:
+        scrub.scrub(prefix)
+        rates.append(scrub.rate)
     node.client().get(PAIRS[0][0])
-    scrub.scrub(2)
+    scrub.scrub(free[0])
 
-    assert busy == scrub.rate < idle
+    assert rates == [scrub.rate] * 50 + [rates[-1]] * 10
+    assert rates[0] < rates[-1]
+
+
+def test_small_blocks_are_read_many_at_once_and_each_is_counted(
+    node: nodes.InProcessNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = PAIRS[0][0][0]
+    many = [pair for pair in (block_of(50, seed) for seed in range(5000)) if pair[0][0] == first]
+    node.client().put_many(many)
+    waits: list[int] = []
+    scrub = Scrub(node.node)
+    monkeypatch.setattr(scrub._pace, "delay", lambda size: waits.append(size) or 0.0)
+
+    scrub.scrub(first)
+
+    here = [data for block, data in [*many, *PAIRS] if block[0] == first]
+    assert len(many) > 5
+    assert waits == [sum(map(len, here))]
+    assert node.node.counters["scrubbed"] == len(here)
+    assert node.node.counters["scrubbed_bytes"] == waits[0]

@@ -163,6 +163,11 @@ class LocalStore:
                 self.put_aside(space, block)
             raise
 
+    def unproven(self, space: SpaceId, blocks: Sequence[BlockId]) -> list[BlockId]:
+        """Return those of these blocks that are not small and sound: `verify` tells of them."""
+        sound = self._small.get_sound(space, self._small.find_many(space, blocks))
+        return [block for block in blocks if block not in sound]
+
     def get_many(
         self, space: SpaceId, blocks: Sequence[BlockId], limit: int | None = None
     ) -> dict[BlockId, bytes]:
