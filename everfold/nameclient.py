@@ -94,6 +94,14 @@ class NameClient:
         answer: wire.Done = self._call("drop-locks", ask)
         return answer
 
+    def take_locks(self, ask: wire.TakeLocks) -> wire.LockLease:
+        answer: wire.LockLease = self._call("take-locks", ask)
+        return answer
+
+    def give_locks(self, ask: wire.GiveLocks) -> wire.LocksKept:
+        answer: wire.LocksKept = self._call("give-locks", ask)
+        return answer
+
     def history(self, ask: wire.GetHistory) -> wire.History:
         answer: wire.History = self._call("history", ask)
         return answer

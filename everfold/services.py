@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from everfold import wire
+from everfold.fileslice import FileSlice
 from everfold.model import BlockId, SpaceId, SpaceUsage
 
 T_co = TypeVar("T_co", covariant=True)
@@ -41,6 +42,8 @@ class NameService(Protocol):
     def set_lock(self, ask: wire.SetLock) -> wire.Granted: ...
     def test_lock(self, ask: wire.TestLock) -> wire.Blocking: ...
     def drop_locks(self, ask: wire.DropLocks) -> wire.Done: ...
+    def take_locks(self, ask: wire.TakeLocks) -> wire.LockLease: ...
+    def give_locks(self, ask: wire.GiveLocks) -> wire.LocksKept: ...
     def history(self, ask: wire.GetHistory) -> wire.History: ...
     def history_names(self, ask: wire.GetHistoryNames) -> wire.HistoryNames: ...
     def resolve(self, ask: wire.ResolvePath) -> wire.Resolved: ...
@@ -137,7 +140,7 @@ class Transport(Protocol):
         path: str,
         *,
         headers: dict[str, str],
-        body: bytes | memoryview | Iterable[bytes | memoryview] | None = None,
+        body: bytes | memoryview | FileSlice | Iterable[bytes | memoryview] | None = None,
         timeout_s: float,
     ) -> tuple[int, dict[str, str], bytes]:
         """Return (status, headers with lower-case names, body).
@@ -154,7 +157,7 @@ class Transport(Protocol):
         path: str,
         *,
         headers: dict[str, str],
-        body: bytes | memoryview | Iterable[bytes | memoryview] | None = None,
+        body: bytes | memoryview | FileSlice | Iterable[bytes | memoryview] | None = None,
         timeout_s: float,
     ) -> Pending[tuple[int, dict[str, str], bytes]]:
         """Send what `request` sends, and return without waiting for the answer.

@@ -88,6 +88,16 @@ class Caller:
         self._mine(ask.space)
         return self._service.locks.drop_locks(ask)
 
+    def take_locks(self, ask: wire.TakeLocks) -> wire.LockLease:
+        self._mine(ask.space)
+        self._seen(ask.space, ask.mount)
+        return self._service.locks.leases.take(ask)
+
+    def give_locks(self, ask: wire.GiveLocks) -> wire.LocksKept:
+        self._mine(ask.space)
+        self._seen(ask.space, ask.mount)
+        return self._service.locks.take_back(ask)
+
     def history(self, ask: wire.GetHistory) -> wire.History:
         self._mine(ask.space)
         return self._service.tree.history(ask)

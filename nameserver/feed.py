@@ -140,6 +140,14 @@ class Bell:
             self.ring(SpaceId(int(payload)))
 
 
+class LockBook(Protocol):
+    """What the feed must know of who grants locks; `nameserver.locklease.LockLeases` is one."""
+
+    def is_recalled(self, cx: Cx, ask: wire.FeedPoll) -> bool:
+        """Tell whether the asker must say which locks are held, and grant none any more."""
+        ...
+
+
 class LeaseBook(Protocol):
     """What the feed must know of write leases; `nameserver.leases.Leases` is one."""
 
@@ -162,12 +170,14 @@ class Feeds:
         bell: Bell,
         node_list: Callable[[], list[Node]],
         leases: LeaseBook | None = None,
+        locks: LockBook | None = None,
     ) -> None:
         self._db = db
         self._clock = clock
         self._bell = bell
         self._node_list = node_list
         self._leases = leases
+        self._locks = locks
         bell.connect(db)
 
     def poll(self, ask: wire.FeedPoll) -> wire.Feed:
@@ -199,13 +209,14 @@ class Feeds:
             seq, locks = row
             nodes = _nodes_gen(cx)
             left, recalled = self._leases.standing(cx, ask) if self._leases else (0.0, False)
+            locks_back = self._locks is not None and self._locks.is_recalled(cx, ask)
             events = _events(cx, ask) if 0 <= ask.after < seq else []
         is_reset = ask.after != seq and (not events or events[0].seq != ask.after + 1)
         if is_reset:
             events = []
         at = events[-1].seq if events else Seq(seq)
         told = self._node_list() if nodes != ask.nodes else []
-        return wire.Feed(at, events, locks, nodes, is_reset, told, left, recalled)
+        return wire.Feed(at, events, locks, nodes, is_reset, told, left, recalled, locks_back)
 
 
 def _is_news(feed: wire.Feed, ask: wire.FeedPoll) -> bool:
@@ -213,6 +224,7 @@ def _is_news(feed: wire.Feed, ask: wire.FeedPoll) -> bool:
         feed.events
         or feed.is_reset
         or feed.is_recalled
+        or feed.are_locks_recalled
         or feed.locks != ask.locks
         or feed.nodes != ask.nodes
     )

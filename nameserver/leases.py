@@ -61,6 +61,17 @@ def check(cx: Cx, ask: wire.Commit, now_ns: int) -> bool:
     return bool(ask.epoch) and ask.epoch != row.epoch
 
 
+def is_held(cx: Cx, space: SpaceId, mount: MountId, epoch: int | None, now_ns: int) -> bool:
+    """Tell whether a mount holds the lease (under that epoch), with it recalled or not.
+
+    With an epoch, also that nobody wants it back.
+    """
+    row = _row(cx, space)
+    if row.mount != mount or row.until_ns <= now_ns:
+        return False
+    return epoch is None or (row.epoch == epoch and row.recalled != epoch)
+
+
 def _row(cx: Cx, space: SpaceId) -> Row:
     found = cx.one(_ROW, space)
     if found is None:

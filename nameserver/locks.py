@@ -8,6 +8,9 @@ whenever some fall, `space.locks_gen` moves on and the feed tells those who wait
 A waiter is not parked here: it is told WOULD_BLOCK, its wait is noted (`lock_wait`), and it asks
 again when locks fell, and at least every 10 s; a note older than `WAIT_TTL_S` counts no more.
 Of waiters that wait for each other in a circle, the one that closes it is told DEADLOCK.
+
+While one mount grants the space's locks itself (`nameserver.locklease`) its rows here are what
+it held when it began; whoever else asks waits until it has said what its programs hold now.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ from typing import Final, NamedTuple
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.model import SIZE_MAX, Ino, Lock, LockKind, LockType, MountId, Seq, SpaceId
+from everfold.locks import Span, checked, closes_circle, laid
+from everfold.model import Ino, Lock, LockKind, LockType, MountId, Seq, SpaceId
 from everfold.services import Clock
 from nameserver.db import Cx, Database
 from nameserver.feed import Bell
+from nameserver.locklease import LockLeases, silent_of
+from nameserver.policy import Policy
 
-SESSION_TTL_S: Final = 30.0
 WAIT_TTL_S: Final = 15.0
 
 _ON: Final = (
@@ -56,39 +61,42 @@ class _Held(NamedTuple):
     def who(self) -> _Owner:
         return _Owner(self.mount, self.owner)
 
-
-class _Span(NamedTuple):
-    """A stretch of one owner's locks, as it shall be."""
-
-    type: str
-    start: int
-    stop: int
+    @property
+    def span(self) -> Span:
+        return Span(LockType(self.type), self.start, self.stop)
 
 
 class Locks:
     """The lock table of all spaces. Threads may share it."""
 
-    def __init__(
-        self, db: Database, clock: Clock, bell: Bell, session_ttl_s: float = SESSION_TTL_S
-    ) -> None:
+    def __init__(self, db: Database, clock: Clock, bell: Bell, policy: Policy) -> None:
         self._db = db
         self._clock = clock
         self._bell = bell
-        self._ttl_ns = int(session_ttl_s * 1e9)
+        self._ttl_ns = int(policy.session_ttl_s * 1e9)
+        self.leases = LockLeases(db, clock, policy, bell)
 
     def set_lock(self, ask: wire.SetLock) -> wire.Granted:
-        """See `wire.SetLock`; WOULD_BLOCK, DEADLOCK, INVALID."""
-        lock = _checked(ask.lock)
+        """See `wire.SetLock`; WOULD_BLOCK, DEADLOCK, INVALID, BUSY."""
+        return self.leases.when_told(ask.space, ask.mount, lambda: self._set_lock(ask))
+
+    def _set_lock(self, ask: wire.SetLock) -> wire.Granted:
+        lock = checked(ask.lock)
         who = _owner(ask.mount, lock.owner)
         now = self._clock.time_ns()
         refused: Kind | None = None
         fell = False
         with self._db.write() as cx:
             seq = _lock_space(cx, ask.space)
+            if lock.type is not LockType.UNLOCK:
+                if (gone := self.leases.check(cx, ask.space, ask.mount, now)) is not None:
+                    self._drop_mount(cx, ask.space, gone)
+                    fell = True
+                self.leases.note(cx, ask.space, ask.mount, now)
             held = _held(cx, ask.space, lock.ino, lock.kind)
             against = [] if lock.type is LockType.UNLOCK else _conflicts(held, who, lock)
             if against:
-                fell = self._drop_silent(cx, ask.space, {row.mount for row in against}, now)
+                fell |= self._drop_silent(cx, ask.space, {row.mount for row in against}, now)
                 held = _held(cx, ask.space, lock.ino, lock.kind) if fell else held
                 against = _conflicts(held, who, lock)
             _forget_wait(cx, ask.space, who)
@@ -108,11 +116,15 @@ class Locks:
         return wire.Granted(seq)
 
     def test_lock(self, ask: wire.TestLock) -> wire.Blocking:
-        """See `wire.TestLock`."""
-        lock = _checked(ask.lock)
+        """See `wire.TestLock`; INVALID, WOULD_BLOCK, BUSY."""
+        return self.leases.when_told(ask.space, ask.mount, lambda: self._test_lock(ask))
+
+    def _test_lock(self, ask: wire.TestLock) -> wire.Blocking:
+        lock = checked(ask.lock)
         who = _owner(ask.mount, lock.owner)
         now = self._clock.time_ns()
         with self._db.read() as cx:
+            self.leases.check(cx, ask.space, ask.mount, now)
             against = _conflicts(_held(cx, ask.space, lock.ino, lock.kind), who, lock)
             silent = self._silent(cx, ask.space, {row.mount for row in against}, now)
         for row in against:
@@ -136,16 +148,47 @@ class Locks:
             if not (
                 cx.one(f"SELECT 1 FROM file_lock WHERE {where} LIMIT 1", *values)
                 or cx.one(f"SELECT 1 FROM lock_wait WHERE {waits} LIMIT 1", *waiting)
+                or self.leases.has(cx, ask.space, ask.mount)
             ):
                 return wire.Done()  # the usual close of a file: nothing to write
         with self._db.write() as cx:
             _lock_space(cx, ask.space)
             cx.run(f"DELETE FROM lock_wait WHERE {waits}", *waiting)
             fell = cx.run(f"DELETE FROM file_lock WHERE {where}", *values) > 0
+            if ask.owner is None and not ask.ino:
+                fell |= self.leases.drop(cx, ask.space, ask.mount)
             self._tell(cx, ask.space, fell)
         if fell:
             self._bell.ring(ask.space)
         return wire.Done()
+
+    def take_back(self, ask: wire.GiveLocks) -> wire.LocksKept:
+        """See `wire.GiveLocks`; INVALID, WOULD_BLOCK, BUSY."""
+        return self.leases.when_told(ask.space, ask.mount, lambda: self._take_back(ask))
+
+    def _take_back(self, ask: wire.GiveLocks) -> wire.LocksKept:
+        now = self._clock.time_ns()
+        lost = []
+        with self._db.write() as cx:
+            _lock_space(cx, ask.space)
+            if (gone := self.leases.check(cx, ask.space, ask.mount, now)) is not None:
+                self._drop_mount(cx, ask.space, gone)
+            cx.run("DELETE FROM file_lock WHERE space_id = ? AND mount = ?", ask.space, ask.mount)
+            for lock in map(checked, ask.locks):
+                who = _owner(ask.mount, lock.owner)
+                held = _held(cx, ask.space, lock.ino, lock.kind)
+                against = _conflicts(held, who, lock)
+                if against and self._drop_silent(cx, ask.space, {r.mount for r in against}, now):
+                    held = _held(cx, ask.space, lock.ino, lock.kind)
+                    against = _conflicts(held, who, lock)
+                if against:
+                    lost.append(lock)
+                else:
+                    _grant(cx, ask.space, lock, who, [row for row in held if row.who == who])
+            self.leases.drop(cx, ask.space, ask.mount)
+            self._tell(cx, ask.space, True)
+        self._bell.ring(ask.space)
+        return wire.LocksKept(lost)
 
     def _tell(self, cx: Cx, space: SpaceId, fell: bool) -> None:
         if fell:
@@ -156,36 +199,34 @@ class Locks:
 
     def _silent(self, cx: Cx, space: SpaceId, mounts: set[str], now_ns: int) -> set[str]:
         """Return those of `mounts` whose session is over."""
-        silent = set()
-        for mount in mounts:
-            row = cx.one("SELECT seen_ns FROM mount WHERE space_id = ? AND id = ?", space, mount)
-            if row is None or row[0] < now_ns - self._ttl_ns:
-                silent.add(mount)
-        return silent
+        return silent_of(cx, space, mounts, now_ns - self._ttl_ns)
 
     def _drop_silent(self, cx: Cx, space: SpaceId, mounts: set[str], now_ns: int) -> bool:
         silent = self._silent(cx, space, mounts, now_ns)
         for mount in silent:
-            for table in ("file_lock", "lock_wait"):
-                cx.run(f"DELETE FROM {table} WHERE space_id = ? AND mount = ?", space, mount)
+            self._drop_mount(cx, space, mount)
         return bool(silent)
+
+    def _drop_mount(self, cx: Cx, space: SpaceId, mount: str) -> None:
+        for table in ("file_lock", "lock_wait"):
+            cx.run(f"DELETE FROM {table} WHERE space_id = ? AND mount = ?", space, mount)
+        self.leases.drop(cx, space, mount)
 
     # ------------------------------------------------------------ who waits for whom
 
     def _wait(self, cx: Cx, space: SpaceId, who: _Owner, holders: set[_Owner], now_ns: int) -> Kind:
         """Note that `who` waits for `holders`, unless that closes a circle."""
         fresh = now_ns - int(WAIT_TTL_S * 1e9)
-        reached, todo = set(holders), list(holders)
-        while todo:
+
+        def waits_for(waiter: _Owner) -> list[_Owner]:
             rows = cx.all(
                 "SELECT holder_mount, holder_owner FROM lock_wait"
                 " WHERE space_id = ? AND mount = ? AND owner = ? AND at_ns > ?",
-                space, *todo.pop(), fresh,
+                space, *waiter, fresh,
             )  # fmt: skip
-            new = {_Owner(*row) for row in rows} - reached
-            reached |= new
-            todo += new
-        if who in reached:
+            return [_Owner(*row) for row in rows]
+
+        if closes_circle(who, holders, waits_for):
             return Kind.DEADLOCK
         cx.many(
             "INSERT INTO lock_wait (space_id, mount, owner, holder_mount, holder_owner, at_ns)"
@@ -193,15 +234,6 @@ class Locks:
             [(space, *who, *holder, now_ns) for holder in sorted(holders)],
         )
         return Kind.WOULD_BLOCK
-
-
-def _checked(lock: Lock) -> Lock:
-    """Return a lock with a range that can be; flock's is the whole file."""
-    if lock.kind is LockKind.FLOCK:
-        return Lock(lock.ino, lock.kind, lock.type, lock.owner, 0, SIZE_MAX, lock.pid)
-    if not 0 <= lock.start < lock.end <= SIZE_MAX:
-        raise EverfoldError(Kind.INVALID, f"not a range of bytes: {lock.start}, {lock.end}")
-    return lock
 
 
 def _owner(mount: MountId, owner: int) -> _Owner:
@@ -222,15 +254,7 @@ def _held(cx: Cx, space: SpaceId, ino: Ino, kind: LockKind) -> list[_Held]:
 
 
 def _conflicts(held: list[_Held], who: _Owner, lock: Lock) -> list[_Held]:
-    wants_write = lock.type is LockType.WRITE
-    return [
-        row
-        for row in held
-        if row.who != who
-        and row.start < lock.end
-        and lock.start < row.stop
-        and (wants_write or row.type == LockType.WRITE.value)
-    ]
+    return [row for row in held if row.who != who and row.span.is_against(lock)]
 
 
 def _forget_wait(cx: Cx, space: SpaceId, who: _Owner) -> None:
@@ -239,40 +263,16 @@ def _forget_wait(cx: Cx, space: SpaceId, who: _Owner) -> None:
 
 def _grant(cx: Cx, space: SpaceId, lock: Lock, who: _Owner, own: list[_Held]) -> bool:
     """Lay a lock over the owner's others; tell whether anything that it held fell."""
-    shall = _laid([_Span(row.type, row.start, row.stop) for row in own], lock)
-    stay = {(span.type, span.start, span.stop) for span in shall}
-    there = {(row.type, row.start, row.stop) for row in own}
-    cx.many(_DELETE, [(row.id,) for row in own if (row.type, row.start, row.stop) not in stay])
+    shall = laid([row.span for row in own], lock)
+    there = {row.span for row in own}
+    cx.many(_DELETE, [(row.id,) for row in own if row.span not in shall])
     cx.many(
         _ADD,
         [
-            (space, lock.ino, lock.kind.value, span.type, *who, span.start, span.stop, lock.pid)
+            (space, lock.ino, lock.kind.value, span.type.value, *who, span.start, span.stop,
+             lock.pid)
             for span in shall
             if span not in there
         ],
-    )
-    return any(
-        row.start < lock.end
-        and lock.start < row.stop
-        and (lock.type is LockType.UNLOCK or (row.type, lock.type.value) == ("write", "read"))
-        for row in own
-    )
-
-
-def _laid(spans: list[_Span], lock: Lock) -> list[_Span]:
-    """Return an owner's spans after `lock`: cut by it, joined with equal neighbours."""
-    after: list[_Span] = []
-    for span in spans:
-        if span.start < lock.start:
-            after.append(_Span(span.type, span.start, min(span.stop, lock.start)))
-        if span.stop > lock.end:
-            after.append(_Span(span.type, max(span.start, lock.end), span.stop))
-    if lock.type is not LockType.UNLOCK:
-        after.append(_Span(lock.type.value, lock.start, lock.end))
-    joined: list[_Span] = []
-    for span in sorted(set(after), key=lambda span: span.start):
-        if joined and joined[-1].type == span.type and joined[-1].stop >= span.start:
-            joined[-1] = joined[-1]._replace(stop=max(joined[-1].stop, span.stop))
-        else:
-            joined.append(span)
-    return joined
+    )  # fmt: skip
+    return any(row.span.falls_by(lock) for row in own)

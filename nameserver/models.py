@@ -286,6 +286,23 @@ def tables(db: pw.Database) -> SimpleNamespace:
         class Meta:
             indexes = ((("space", "mount", "owner"), False),)
 
+    class LockLease(Base):
+        """The mount that grants a space's locks to its own programs; no row: nobody does."""
+
+        space = pw.IntegerField(column_name="space_id", primary_key=True)
+        mount = pw.TextField()
+        recalled_ns = pw.BigIntegerField(default=0)  # when another mount asked, 0: it did not
+
+    class LockAsk(Base):
+        """When a mount last asked for a lock here (to a quarter of `Policy.write_calm_s`)."""
+
+        space = pw.IntegerField(column_name="space_id")
+        mount = pw.TextField()
+        at_ns = pw.BigIntegerField()
+
+        class Meta:
+            primary_key = pw.CompositeKey("space", "mount")
+
     # ------------------------------------------------------------ blocks and nodes
 
     class Node(Base):
@@ -354,7 +371,7 @@ def tables(db: pw.Database) -> SimpleNamespace:
 
     every = [
         Meta, User, Device, Audit, Space, CommitLog, Inode, Entry, Extent, Xattr, Version,
-        Mount, FileLock, LockWait, Node, Block, Replica, Task,
+        Mount, FileLock, LockWait, LockLease, LockAsk, Node, Block, Replica, Task,
     ]  # fmt: skip
     return SimpleNamespace(**{model.__name__: model for model in every}, all=every)
 

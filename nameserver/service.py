@@ -63,8 +63,8 @@ class Service:
             min_replicas=policy.min_replicas, max_file_size=policy.max_file_size or SIZE_MAX,
         )  # fmt: skip
         self.leases = Leases(db, clock, policy, self.bell)
-        self.feeds = Feeds(db, clock, self.bell, self.nodes.fresh, self.leases)
-        self.locks = Locks(db, clock, self.bell, policy.session_ttl_s)
+        self.locks = Locks(db, clock, self.bell, policy)
+        self.feeds = Feeds(db, clock, self.bell, self.nodes.fresh, self.leases, self.locks.leases)
         self.spaces = Spaces(db)
         self.accounts = Accounts(db, clock, policy, make_space)
         self.devices = Devices(db, clock)

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
+from everfold.locks import Span, laid
 from everfold.model import SIZE_MAX, Ino, Lock, LockKind, LockType, MountId, SpaceId
 from nameserver.db import Database
-from nameserver.locks import Locks, _laid, _Span
+from nameserver.leases import Leases
+from nameserver.locks import Locks
+from nameserver.policy import Policy
 from tests.harness.databases import database, database_url, postgres_server  # noqa: F401
 from tests.harness.trees import Stage
 
@@ -27,7 +30,9 @@ class Table:
 
     def __init__(self, db: Database) -> None:
         self.stage = Stage(db)
-        self.locks = Locks(db, self.stage.clock, self.stage.bell, session_ttl_s=30.0)
+        policy = Policy(session_ttl_s=30.0)
+        self.locks = Locks(db, self.stage.clock, self.stage.bell, policy)
+        self.leases = Leases(db, self.stage.clock, policy, self.stage.bell)
 
     def seen(self, *mounts: str) -> None:
         """Let mounts be heard of now."""
@@ -320,14 +325,14 @@ def test_an_owner_s_locks_are_what_a_row_of_bytes_would_be(
     steps: Sequence[tuple[LockType, int, int]],
 ) -> None:
     cells = ["unlock"] * 40
-    spans: list[_Span] = []
+    spans: list[Span] = []
     for type_, start, length in steps:
-        spans = _laid(spans, Lock(FILE, POSIX, type_, 1, start, start + length, 1))
+        spans = laid(spans, Lock(FILE, POSIX, type_, 1, start, start + length, 1))
         cells[start : start + length] = [type_.value] * length
 
         shown = ["unlock"] * 40
         for span in spans:
-            shown[span.start : span.stop] = [span.type] * (span.stop - span.start)
+            shown[span.start : span.stop] = [span.type.value] * (span.stop - span.start)
         assert shown == cells
         joints = itertools.pairwise(spans)
-        assert all(a.stop < b.start or a.type != b.type for a, b in joints)
+        assert all(a.stop < b.start or a.type is not b.type for a, b in joints)

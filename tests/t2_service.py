@@ -73,6 +73,8 @@ def asks(space: Any) -> dict[str, Any]:
         "set-lock": lock(space),
         "test-lock": wire.TestLock(space, M1, lock(space).lock),
         "drop-locks": wire.DropLocks(space, M1),
+        "take-locks": wire.TakeLocks(space, M1, 1),
+        "give-locks": wire.GiveLocks(space, M1, []),
         "history": wire.GetHistory(space, ROOT, b"a"),
         "history-names": wire.GetHistoryNames(space, ROOT),
         "resolve": wire.ResolvePath(space, [b"a"]),

@@ -249,6 +249,7 @@ class FeedPoll(Record, frozen=True):
     locks: int = 0  # the counters of the last answer
     nodes: int = 0
     epoch: int = 0  # of the write lease that the mount holds: renewed by asking
+    grants_locks: bool = False  # the mount believes that it grants the space's locks
 
 
 class Change(Record, frozen=True):
@@ -290,6 +291,7 @@ class Feed(Record, frozen=True):
     node_list: list[Node] = []  # given when `nodes` moved
     lease_left_s: float = 0.0  # how long the lease of `epoch` is good from now on
     is_recalled: bool = False  # another mount wants to write
+    are_locks_recalled: bool = False  # another mount wants a lock: `GiveLocks`
 
 
 class SetLock(Record, frozen=True):
@@ -338,6 +340,48 @@ class DropLocks(Record, frozen=True):
     mount: MountId
     owner: int | None = None
     ino: Ino = Ino(0)
+
+
+class TakeLocks(Record, frozen=True):
+    """Ask to grant locks to this mount's programs without a call, under the write lease `epoch`.
+
+    From then on another mount that asks for a lock, or about one, has that recalled through the
+    feed and waits for `GiveLocks`; BUSY after a while, and WOULD_BLOCK while the holder is
+    silent. It falls with the mount's session, as its locks do.
+    """
+
+    space: SpaceId
+    mount: MountId
+    epoch: int
+
+
+class LockLease(Record, frozen=True):
+    """Not `is_granted`: another wanted a lock a moment ago, or the write lease is not good.
+
+    `remote`: inodes on which other mounts hold locks. Locks on those are still taken and
+    dropped with `SetLock`.
+    """
+
+    is_granted: bool
+    remote: list[Ino] = []
+
+
+class GiveLocks(Record, frozen=True):
+    """Grant locks no more: `locks` are all that the mount's programs hold now.
+
+    All that was written before is in the cluster by now. Also said after the session was lost:
+    then what others were granted meanwhile stays theirs.
+    """
+
+    space: SpaceId
+    mount: MountId
+    locks: list[Lock]
+
+
+class LocksKept(Record, frozen=True):
+    """`lost`: those that another's lock is in the way of; the mount had been silent too long."""
+
+    lost: list[Lock]
 
 
 class GetHistory(Record, frozen=True):

@@ -30,6 +30,8 @@ CALLS: Final[dict[str, tuple[type[Record], type[Record]]]] = {
     "set-lock": (calls.SetLock, calls.Granted),
     "test-lock": (calls.TestLock, calls.Blocking),
     "drop-locks": (calls.DropLocks, calls.Done),
+    "take-locks": (calls.TakeLocks, calls.LockLease),
+    "give-locks": (calls.GiveLocks, calls.LocksKept),
     "history": (calls.GetHistory, calls.History),
     "history-names": (calls.GetHistoryNames, calls.HistoryNames),
     "resolve": (calls.ResolvePath, calls.Resolved),
