@@ -2,8 +2,8 @@
 
 One thread goes round the 256 prefixes: it recounts what is there, then reads and verifies
 each block at a bounded rate. Where it stands is remembered over restarts. Between prefixes
-it tidies packs that are mostly garbage. Whoever wants blocks goes first: at the least rate it
-takes 0.4 % of a core (small blocks one by one, with a wait for each, took 5).
+it tidies packs that are mostly garbage. Whoever wants blocks goes first: while they do it
+takes 0.4 % of a core at most (small blocks one by one, with a wait for each, took 5).
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _PASS_S = 60.0  # a full pass takes so long, as far as these rates allow
 _PAUSE_S = 0.2
 _PREFIXES = 256
 _QUIET = 50  # prefixes in a row without anybody asking: 10 s after a burst, not between two
+_BUSY_PAUSES = 5  # as long between prefixes while somebody asks
+_EACH = 16 * 1024  # bytes that cost as much as whatever is done for a block of any size: 20 us
 _BATCH = 512 * 1024  # bytes of small blocks that are read at once
 
 
@@ -62,7 +64,7 @@ class Scrub(threading.Thread):
     def run(self) -> None:
         """Go round and round."""
         prefix = self._read_place()
-        while not self._ended.wait(self._pause_s):
+        while not self._ended.wait(self._pause_s * (_BUSY_PAUSES if self._is_busy else 1)):
             try:
                 self.scrub(prefix)
                 while not self._ended.is_set() and self._node.store.tidy():
@@ -80,7 +82,7 @@ class Scrub(threading.Thread):
         self._pace.rate = self._rate or self._own_rate()
         for some in _batches(self._node.recount(prefix)):
             size = sum([held.size for held in some])
-            if self._ended.wait(self._pace.delay(size)):
+            if self._ended.wait(self._pace.delay(size + _EACH * len(some))):
                 return
             self._node.verify_all(some)
             self._node.count("scrubbed", len(some))
@@ -91,8 +93,13 @@ class Scrub(threading.Thread):
         asked = self._node.counters["gets"] + self._node.counters["puts"]
         self._quiet = 0 if asked != self._asked else self._quiet + 1
         self._asked = asked
-        used = self._node.ledger.totals()[1]
-        return _RATE_MIN if self._quiet < _QUIET else min(_RATE_MAX, max(_RATE_MIN, used / _PASS_S))
+        if self._is_busy:
+            return _RATE_MIN
+        return min(_RATE_MAX, max(_RATE_MIN, self._node.ledger.totals()[1] / _PASS_S))
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._quiet < _QUIET
 
     def _read_place(self) -> int:
         with contextlib.suppress(FileNotFoundError, ValueError):
