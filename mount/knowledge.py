@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 READ_DEADLINE_S = 10.0
 _GONE_S = 2.0  # how long the feed may take to tell of a deletion that an answer shows
+_LISTING_ATTEMPTS = 3  # before a listing is answered as the nameserver gave it
+LISTING_MAX = 50_000  # names of a directory past which it is asked for once only
 KEPT_CONTENTS = 20_000  # closed files whose extents are remembered
 
 
@@ -163,12 +165,17 @@ class Knowledge:
         if known is not None:
             return known
         patience.require()
-        parent, entries, seq = self._fetch_listing(ino)
-        with self.lock:
-            self.tree.install_listing(ino, parent, entries, seq)
-            known = self._known_listing(ino)  # with what is on its way from here
+        for _ in range(_LISTING_ATTEMPTS):
+            parent, entries, seq = self._fetch_listing(ino)
+            with self.lock:
+                self.tree.install_listing(ino, parent, entries, seq)
+                known = self._known_listing(ino)  # with what is on its way from here
             if known is not None:
                 return known
+            if len(entries) > LISTING_MAX:
+                break
+        # It changes faster than it can be asked for, or is too large to be remembered.
+        with self.lock:
             return parent, [(entry.name, self._local(entry.attr)) for entry in entries]
 
     def _known_listing(self, ino: Ino) -> tuple[Ino, list[tuple[bytes, Attr]]] | None:

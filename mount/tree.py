@@ -15,7 +15,7 @@ No I/O, no locks: the owner (`mount.core`) calls under its lock. Memory is bound
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from everfold.model import NOW, Attr, Entry, Ino, Seq
@@ -37,10 +37,14 @@ class Directory:
         self.is_complete = False  # every name is in `children`
         self.parent = Ino(0)  # 0: not known
 
-    def keep_held(self) -> None:
-        """Forget every name but those with changes on their way, absent ones too."""
-        self.children = {name: ino for name, ino in self.children.items() if name in self.held}
-        self.absent &= self.held.keys()
+    def knows(self, name: bytes) -> bool:
+        """Tell whether it is known what a name leads to, or that there is none."""
+        return name in self.children or name in self.absent or name in self.held
+
+    def keep(self, names: Container[bytes]) -> None:
+        """Forget every other name, absent ones too."""
+        self.children = {name: ino for name, ino in self.children.items() if name in names}
+        self.absent = {name for name in self.absent if name in names}
 
 
 class Tree:
@@ -81,6 +85,11 @@ class Tree:
             return None
         self._directories.move_to_end(ino)
         return directory.parent, list(directory.children.items())
+
+    def children(self, ino: Ino) -> Mapping[bytes, Ino]:
+        """Return the known names of a directory: the very mapping that changes with it."""
+        directory = self._directories.get(ino)
+        return directory.children if directory is not None else {}
 
     def inos(self) -> Iterator[Ino]:
         """Yield the inodes whose attributes are known."""
@@ -125,18 +134,33 @@ class Tree:
             directory.children[name] = entry.attr.ino
             self.install_attr(entry.attr, as_of)
 
-    def install_listing(self, ino: Ino, parent: Ino, entries: Iterable[Entry], as_of: Seq) -> None:
-        """Believe a whole directory unless one of its names changed after `as_of`."""
-        if as_of < self._touched_inos.get(ino, self._floor):
-            return
+    def install_listing(self, ino: Ino, parent: Ino, entries: Iterable[Entry], as_of: Seq) -> bool:
+        """Believe a whole directory, but for names that changed after `as_of`; tell whether.
+
+        What such names are now must be known here, else nothing is believed.
+        """
+        kept = self._changed_names(ino, as_of)
         directory = self._directory(ino)
+        if kept is None or not all(directory.knows(name) for name in kept):
+            return False
+        kept.update(directory.held)
         directory.parent = parent
-        directory.keep_held()
+        directory.keep(kept)
         directory.is_complete = True
         for entry in entries:
-            if entry.name not in directory.held:
+            if entry.name not in kept:
                 directory.children[entry.name] = entry.attr.ino
                 self.install_attr(entry.attr, as_of)
+        return True
+
+    def _changed_names(self, ino: Ino, as_of: Seq) -> set[bytes] | None:
+        """Return the names of a directory that changed after `as_of`; None: not known."""
+        if as_of >= self._touched_inos.get(ino, self._floor):
+            return set()
+        if as_of < self._floor:
+            return None
+        touched = self._touched_names.items()
+        return {name for (parent, name), seq in touched if parent == ino and seq > as_of}
 
     # ------------------------------------------------------------ changes on their way
 
@@ -248,7 +272,7 @@ class Tree:
             del self._attrs[ino]
         for ino, directory in list(self._directories.items()):
             if directory.held:
-                directory.keep_held()
+                directory.keep(directory.held)
                 directory.is_complete = False
             else:
                 del self._directories[ino]

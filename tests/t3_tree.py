@@ -55,6 +55,26 @@ def test_an_answer_older_than_a_change_is_not_believed() -> None:
     assert tree.install_attr(attr(2), Seq(7))
 
 
+def test_a_listing_older_than_a_change_of_this_mount_is_completed_with_it() -> None:
+    tree = Tree()
+    tree.touch_name(ROOT, b"made", Seq(5))
+    tree.set_child(ROOT, b"made", Ino(9))
+    tree.touch_name(ROOT, b"removed", Seq(6))
+    tree.set_absent(ROOT, b"removed")
+
+    assert tree.install_listing(ROOT, ROOT, [entry(b"a", 2), entry(b"removed", 3)], Seq(4))
+    assert tree.listing(ROOT) == (ROOT, [(b"made", Ino(9)), (b"a", Ino(2))])
+
+
+def test_a_listing_older_than_a_change_elsewhere_is_not_believed() -> None:
+    tree = Tree()
+    tree.touch_name(ROOT, b"made", Seq(5))
+
+    assert not tree.install_listing(ROOT, ROOT, [entry(b"a", 2)], Seq(4))
+    assert tree.listing(ROOT) is None
+    assert tree.install_listing(ROOT, ROOT, [entry(b"made", 9)], Seq(5))
+
+
 def test_a_name_that_is_forgotten_is_unknown_also_in_a_directory_known_whole() -> None:
     tree = Tree()
     tree.install_listing(ROOT, ROOT, [entry(b"a", 2), entry(b"b", 3)], Seq(1))

@@ -183,6 +183,65 @@ def test_a_directory_deleted_elsewhere_while_the_kernel_sees_it_full(served: Mou
     assert not folder.exists()
 
 
+def listings(served: Mounted) -> int:
+    return requests(served, "READDIR", "READDIRPLUS")
+
+
+def test_a_listing_is_remembered_with_its_attributes(served: Mounted) -> None:
+    folder = served.path / "listed"
+    folder.mkdir()
+    for number in range(300):
+        (folder / f"file-{number}").touch()
+
+    def scan() -> dict[str, int]:
+        return {entry.name: entry.stat().st_ino for entry in os.scandir(folder)}
+
+    found = scan()
+    before = requests(served, "READDIR", "READDIRPLUS", "LOOKUP")
+    for _ in range(10):
+        assert scan() == found
+    assert len(found) == 300
+    assert requests(served, "READDIR", "READDIRPLUS", "LOOKUP") == before
+    before = requests(served, "GETATTR")
+    assert scan() == found
+    assert requests(served, "GETATTR") == before
+
+
+def test_a_listing_follows_what_was_made_and_removed_here(served: Mounted) -> None:
+    folder = served.path / "lived-in"
+    folder.mkdir()
+    (folder / "a").touch()
+    for _ in range(3):
+        assert os.listdir(folder) == ["a"]
+    (folder / "b").touch()
+    assert sorted(os.listdir(folder)) == ["a", "b"]
+    (folder / "a").rename(folder / "c")
+    assert sorted(os.listdir(folder)) == ["b", "c"]
+    (folder / "b").unlink()
+
+    assert os.listdir(folder) == ["c"]
+
+
+def test_a_listing_follows_what_changed_elsewhere_once_told(served: Mounted) -> None:
+    folder = served.path / "shared"
+    folder.mkdir()
+    (folder / "old").touch()
+    ino = folder.stat().st_ino
+    for _ in range(2):  # the second refreshes the atime, and with it all attributes
+        assert os.listdir(folder) == ["old"]
+    served.filesystem.mknod(ino, b"new", 0o100644, 0, ROOT_CALLER)
+    before = listings(served)
+    assert os.listdir(folder) == ["old"]
+    assert listings(served) == before
+    served.cache.forget_entry(ino, b"new")
+    assert sorted(os.listdir(folder)) == ["new", "old"]
+    gone = (folder / "old").stat().st_ino
+    served.filesystem.unlink(ino, b"old")
+    served.cache.entry_deleted(ino, gone, b"old")
+
+    assert os.listdir(folder) == ["new"]
+
+
 def test_forgetting_what_was_never_known_is_harmless(served: Mounted) -> None:
     served.cache.forget_entry(ROOT, b"never heard of")
     served.cache.forget_entry(999_999, b"name")

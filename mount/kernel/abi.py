@@ -112,6 +112,7 @@ class Fattr(enum.IntFlag):
 
 FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_KEEP_CACHE: Final = 1 << 1
+FOPEN_CACHE_DIR: Final = 1 << 3
 FOPEN_NOFLUSH: Final = 1 << 5
 
 GETATTR_FH: Final = 1 << 0

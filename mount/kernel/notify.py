@@ -41,9 +41,15 @@ class Notifier:
             self._fd = -1
 
     def forget_entry(self, parent: Ino, name: bytes) -> None:
-        """Drop a name, a remembered absence too."""
+        """Drop a name, a remembered absence too, and the listing of its directory."""
         body = abi.NOTIFY_ENTRY.pack(parent, len(name), 0)
         self._tell(Notify.INVAL_ENTRY, body + name + b"\0")
+        self._forget_listing(parent)
+
+    def _forget_listing(self, directory: Ino) -> None:
+        # After the name: dropping that waits for a reader of the directory who is at it, so
+        # that what he still adds to the listing from before the change is dropped, too.
+        self._tell(Notify.INVAL_INODE, abi.NOTIFY_INODE.pack(directory, 0, 0))
 
     def forget_attr(self, ino: Ino) -> None:
         """Drop the attributes of an inode, not its pages."""
@@ -60,6 +66,7 @@ class Notifier:
             # The kernel refuses where it sees something there still: names in a directory,
             # a mount. Then the name is looked up again at its next use.
             self.forget_entry(parent, name)
+        self._forget_listing(parent)
         # The kernel takes it for the last name of the inode and counts no links any more:
         # what they are it must ask.
         self.forget_attr(ino)

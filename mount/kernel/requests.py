@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from everfold.errors import EverfoldError, Kind
 from everfold.model import SIZE_MAX, Ino, Lock, LockKind, LockType
-from mount.filesystem import Caller, Changes, DirItem, Filesystem
+from mount.filesystem import VIRTUAL_INO, Caller, Changes, DirItem, Filesystem
 from mount.kernel import abi, encode
 from mount.kernel.abi import BODY_AT, Fattr, Opcode
 
@@ -222,7 +222,11 @@ class Requests:
     # ------------------------------------------------------------ directories
 
     def _opendir(self, nodeid: int, request: memoryview, end: int) -> Payload:
-        return abi.OPEN_OUT.pack(self._fs.opendir(Ino(nodeid)), 0, 0)
+        # Where an absent name may be remembered, because we say when it appears, a listing may.
+        # The kernel drops what it has of a directory when it changes it itself.
+        may_keep = nodeid < VIRTUAL_INO and self._fs.negative_ttl > 0
+        flags = abi.FOPEN_CACHE_DIR | abi.FOPEN_KEEP_CACHE if may_keep else 0
+        return abi.OPEN_OUT.pack(self._fs.opendir(Ino(nodeid)), flags, 0)
 
     def _readdir(self, nodeid: int, request: memoryview, end: int) -> Payload:
         fh, cookie, size, _, _, _, _ = abi.READ_IN.unpack_from(request, BODY_AT)
