@@ -12,6 +12,8 @@ own timeouts cost a poll(2) before every system call.
 
 from __future__ import annotations
 
+import errno
+import os
 import select
 import socket
 import ssl
@@ -23,8 +25,9 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from everfold.errors import EverfoldError, Kind
+from everfold.fileslice import FileSlice
 
-Body = bytes | memoryview | Iterable[bytes | memoryview] | None
+Body = bytes | memoryview | FileSlice | Iterable[bytes | memoryview] | None
 Answer = tuple[int, dict[str, str], bytes]
 Pieces = list[bytes | memoryview]
 
@@ -64,11 +67,14 @@ class _Connection:
             return True
         return bool(self._poll.poll(within_s * 1000))
 
-    def send(self, pieces: Pieces, ends: float) -> bool:
-        """Send all pieces, with as few copies as the socket allows; False when cut off."""
+    def send(self, pieces: Pieces, file: FileSlice | None, ends: float) -> bool:
+        """Send all pieces and the file, with as few copies as can be; False when cut off."""
         self.has_heard = False
         self._limit(socket.SO_SNDTIMEO, ends)
         try:
+            if file is not None:
+                self._send_file(pieces, file, ends)
+                return True
             if self._is_tls:
                 self.sock.sendall(b"".join(pieces))
                 return True
@@ -81,6 +87,21 @@ class _Connection:
         except BlockingIOError as err:
             raise TimeoutError from err
         return True
+
+    def _send_file(self, pieces: Pieces, file: FileSlice, ends: float) -> None:
+        """Send what ends with a slice of a file; the kernel takes that from the page cache."""
+        head = b"".join(pieces)
+        if self._is_tls:
+            self.sock.sendall(head + bytes(file))
+            return
+        self.sock.sendall(head, socket.MSG_MORE)
+        at, end = file.offset, file.offset + len(file)
+        while at < end:
+            self._limit(socket.SO_SNDTIMEO, ends)
+            sent = os.sendfile(self.sock.fileno(), file.fileno(), at, end - at)
+            if not sent:
+                raise OSError(errno.EIO, "bytes of a file are gone")
+            at += sent
 
     def _send_rest(self, pieces: Pieces, sent: int, ends: float) -> None:
         waiting = deque(memoryview(piece) for piece in pieces)
@@ -203,11 +224,16 @@ class _Call:
     """A request on its way; see `services.Pending`. Whoever began it receives the answer."""
 
     def __init__(
-        self, transport: HttpTransport, method: str, pieces: Pieces, ends: float, timeout_s: float
+        self,
+        transport: HttpTransport,
+        method: str,
+        request: tuple[Pieces, FileSlice | None],
+        ends: float,
+        timeout_s: float,
     ) -> None:
         self._transport = transport
         self._method = method
-        self._pieces = pieces
+        self._pieces, self._file = request
         self._ends = ends
         self._timeout_s = timeout_s
         self._connection: _Connection | None = None
@@ -231,7 +257,7 @@ class _Call:
         """Send; False when the connection was of no use, which `result` tells."""
         try:
             # A server may refuse a body before it has read it, and close: its answer counts.
-            self._was_cut_off = not connection.send(self._pieces, self._ends)
+            self._was_cut_off = not connection.send(self._pieces, self._file, self._ends)
         except TimeoutError as err:
             connection.close()
             self._failed = self._timed_out(err)
@@ -348,9 +374,12 @@ class HttpTransport:
         for connection in idle:
             connection.close()
 
-    def _request(self, method: str, path: str, headers: dict[str, str], body: Body) -> Pieces:
+    def _request(
+        self, method: str, path: str, headers: dict[str, str], body: Body
+    ) -> tuple[Pieces, FileSlice | None]:
         pieces: Pieces
-        if body is None:
+        file = body if isinstance(body, FileSlice) else None
+        if body is None or isinstance(body, FileSlice):
             pieces = []
         elif isinstance(body, (bytes, memoryview)):
             pieces = [body]
@@ -359,11 +388,12 @@ class HttpTransport:
         lines = [f"{method} {self._prefix}{path} HTTP/1.1\r\nHost: {self._host}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if (body is not None or method in ("POST", "PUT")) and "Content-Length" not in headers:
-            lines.append(f"Content-Length: {sum(map(len, pieces))}")
+            size = sum(map(len, pieces)) + (len(file) if file is not None else 0)
+            lines.append(f"Content-Length: {size}")
         head = "\r\n".join(lines)
         if not head.count("\n") == head.count("\r") == len(lines) or not head.isascii():
             raise EverfoldError(Kind.INVALID, "not a header or a path", self.base_url)
-        return [f"{head}\r\n\r\n".encode("ascii"), *pieces]
+        return [f"{head}\r\n\r\n".encode("ascii"), *pieces], file
 
     def _idle_one(self) -> _Connection | None:
         while True:

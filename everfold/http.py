@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from everfold.connection import Answer, Body, HttpTransport
 from everfold.errors import EverfoldError, Kind
+from everfold.fileslice import FileSlice
 from everfold.pending import Settled
 
 __all__ = ["Answer", "Body", "HttpTransport", "WsgiTransport", "error_of", "with_retries"]
@@ -43,7 +44,7 @@ class WsgiTransport:
             b""
             if body is None
             else bytes(body)
-            if isinstance(body, (bytes, memoryview))
+            if isinstance(body, (bytes, memoryview, FileSlice))
             else b"".join(body)
         )
         path, _, query = path.partition("?")

@@ -14,6 +14,7 @@ import msgspec
 
 from everfold import blockid, wire
 from everfold.errors import EverfoldError, Kind
+from everfold.fileslice import FileSlice
 from everfold.http import Answer, error_of
 from everfold.log import request_id
 from everfold.model import BLOCK_MAX, SMALL_BLOCK, BlockId
@@ -51,7 +52,9 @@ class NodeClient:
         """Return the node's address."""
         return self._transport.base_url
 
-    def put(self, block: BlockId, data: bytes | memoryview, timeout_s: float | None = None) -> bool:
+    def put(
+        self, block: BlockId, data: bytes | memoryview | FileSlice, timeout_s: float | None = None
+    ) -> bool:
         """Put a block; when this returns the node keeps it durably. True when it was new.
 
         CORRUPT when `data` are not the bytes of `block`, NO_SPACE, UNAVAILABLE, TIMEOUT.
@@ -59,7 +62,7 @@ class NodeClient:
         return self.begin_put(block, data, timeout_s).result()
 
     def begin_put(
-        self, block: BlockId, data: bytes | memoryview, timeout_s: float | None = None
+        self, block: BlockId, data: bytes | memoryview | FileSlice, timeout_s: float | None = None
     ) -> Pending[bool]:
         """Send a block, as `put` does, without waiting for the node's answer."""
         pending = self._begin("PUT", f"/v1/blocks/{block.hex()}", data, len(data), timeout_s)
@@ -171,7 +174,7 @@ class NodeClient:
         self,
         method: str,
         path: str,
-        body: bytes | memoryview | list[bytes | memoryview] | None,
+        body: bytes | memoryview | FileSlice | list[bytes | memoryview] | None,
         moved: int,
         timeout_s: float | None,
         extra: dict[str, str] | None = None,

@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 from everfold import blockid
 from everfold.errors import EverfoldError
+from everfold.fileslice import FileSlice
 from everfold.model import SMALL_BLOCK, BlockId, SpaceId
 
 _Key = tuple[SpaceId, BlockId]
@@ -132,6 +133,12 @@ class BlockCache:
         in_memory = self._keep_in_memory(key, data)
         if not (in_memory and is_small):
             self._keep_on_disk(key, data)
+
+    def adopt(self, space: SpaceId, block: BlockId, file: FileSlice) -> None:
+        """Keep a block that lies in a file, as `put` does; a file of its own is linked here."""
+        key = (space, block)
+        if file.path is None or not self._adopt(key, file.path, len(file)):
+            self.put(space, block, bytes(file))
 
     def close(self) -> None:
         """Put what is in memory alone on the disk."""
@@ -255,6 +262,28 @@ class BlockCache:
             if key in self._files:  # another thread put it at the same time
                 self._disk_used -= _rounded(len(data))
             self._files[key] = _File(len(data), is_verified=True)
+
+    def _adopt(self, key: _Key, source: str, size: int) -> bool:
+        """Link a file here that is never written to again; False when that cannot be."""
+        if key in self._files:
+            return True
+        if _rounded(size) > self._disk_limit:
+            return False
+        self._make_room(_rounded(size))
+        path = self._path(key)
+        try:
+            try:
+                os.link(source, path)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.link(source, path)
+        except OSError:  # another device, no such file any more, or there already: copied
+            with self._lock:
+                self._disk_used -= _rounded(size)
+            return False
+        with self._lock:
+            self._files[key] = _File(size, is_verified=True)
+        return True
 
     def _make_room(self, size: int) -> None:
         """Count `size` as used, after removing what has to go for it."""

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
+from everfold.fileslice import FileSlice
 from everfold.model import BlockId, Node, NodeId, SpaceId
 from everfold.services import NameService
 from mount import patience
 from mount.blockcache import BlockCache
+from mount.express import Block
 from mount.fetching import Fetcher, FetchTiming
 from mount.nodes import BlockClient, Nodes
 from mount.storing import Storer, StoreTiming
@@ -72,9 +74,7 @@ class BlockIO:
 
     # ------------------------------------------------------------------ writing
 
-    def store(
-        self, blocks: Sequence[tuple[BlockId, bytes | memoryview]], deadline_s: float | None = None
-    ) -> list[wire.Stored]:
+    def store(self, blocks: Sequence[Block], deadline_s: float | None = None) -> list[wire.Stored]:
         """Put blocks on the nodes that the nameserver names; one answer a block, in order.
 
         On return each block is durable on at least `min_replicas` nodes (those of `Stored`),
@@ -85,7 +85,10 @@ class BlockIO:
 
         def keep() -> None:
             for block, data in blocks:
-                self.cache.put(self._space, block, data)
+                if isinstance(data, FileSlice):
+                    self.cache.adopt(self._space, block, data)
+                else:
+                    self.cache.put(self._space, block, data)
 
         patience.require()
         stored = self._storer.store(blocks, deadline_s, keep)

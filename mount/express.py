@@ -15,6 +15,7 @@ from typing import Final
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
+from everfold.fileslice import FileSlice
 from everfold.model import SMALL_BLOCK, BlockId, NodeId
 from everfold.services import Pending
 from mount.nodes import Nodes
@@ -23,7 +24,8 @@ BYTES_MAX: Final = 256 * 1024
 BLOCKS_MAX: Final = 64
 _log = logging.getLogger(__name__)
 
-Block = tuple[BlockId, bytes | memoryview]
+Bytes = bytes | memoryview | FileSlice
+Block = tuple[BlockId, Bytes]
 Kinds = list[Kind | None]
 
 
@@ -47,7 +49,7 @@ def put(
     if not place:
         return None
     began = time.monotonic()
-    distinct = list(dict(blocks).items())
+    distinct = [(block, bytes(data)) for block, data in dict(blocks).items()]
     pending = [(node, _begin(nodes, node, distinct, attempt_s)) for node in place]
     meanwhile()
     kept = [_has_kept(nodes, node, call, began) for node, call in pending]
@@ -57,7 +59,7 @@ def put(
 
 
 def _begin(
-    nodes: Nodes, node: NodeId, blocks: Sequence[Block], attempt_s: float
+    nodes: Nodes, node: NodeId, blocks: Sequence[tuple[BlockId, bytes]], attempt_s: float
 ) -> Pending[Kinds] | EverfoldError:
     try:
         return nodes.client(node).begin_put_many(blocks, attempt_s)

@@ -18,6 +18,7 @@ from typing import Final, Protocol, TypeVar
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
+from everfold.fileslice import FileSlice
 from everfold.model import BlockId, Node, NodeId, NodeState, SpaceId
 from everfold.services import NameService, Pending
 
@@ -40,7 +41,9 @@ class BlockClient(Protocol):
 
     token: str
 
-    def put(self, block: BlockId, data: bytes | memoryview, timeout_s: float) -> object: ...
+    def put(
+        self, block: BlockId, data: bytes | memoryview | FileSlice, timeout_s: float
+    ) -> object: ...
     def put_many(
         self, blocks: Sequence[tuple[BlockId, bytes | memoryview]], timeout_s: float
     ) -> Sequence[Kind | None]: ...

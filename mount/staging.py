@@ -4,9 +4,14 @@ Append-only segment files. What is appended survives a crash of the process at o
 cache) and a power cut after `sync`. A piece never spans two segments, and bytes never change
 once appended, so readers need no lock while they read.
 
-Invariants: the file with the highest number is never unlinked, so a segment number is never
-used twice in a directory's life, even if an old journal record still names it; and the bytes
-of a place are all there or `read` raises: never zeros, never short.
+A long stretch of a file that is written from a multiple of BLOCK_MAX on gets segments of its
+own, one a block (a *run*): those can be sent from the file and become files of the block
+cache without their bytes being touched again.
+
+Invariants: there is always a file with the highest number given so far (an empty one takes
+the place of a run that goes), so a segment number is never used twice in a directory's life,
+even if an old journal record still names it; and the bytes of a place are all there or `read`
+raises: never zeros, never short.
 
 Staging does not know what its bytes are for: the journal's records name the places.
 """
@@ -16,6 +21,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +29,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from everfold.errors import EverfoldError, Kind
+from everfold.fileslice import FileSlice
+from everfold.model import BLOCK_MAX
 from mount.disk import disk_error, sync_directory
 
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
+RUN_MIN: Final = 64 * 1024  # a smaller write does not begin a run
+_RUNS_MAX: Final = 8  # files that are written to in runs at a time; each has a descriptor
 _PREFIX: Final = "segment-"
 _log = logging.getLogger(__name__)
 
@@ -48,6 +58,7 @@ class _Segment:
     is_open: bool = True  # takes appends
     is_settled: bool = True  # False: recovered, and `keep_only` has not been called yet
     is_gone: bool = False  # unlinked; the last user closes fd
+    next_offset: int = -1  # of a run: where in the file the write that continues it starts
 
 
 class Staging:
@@ -61,6 +72,9 @@ class Staging:
         self._segments: dict[int, _Segment] = {}
         self._dirty: set[int] = set()  # appended to since the last sync
         self._unsafe: set[int] = set()  # a sync failed: the kernel may have dropped pages
+        self._runs: OrderedDict[int, _Segment] = OrderedDict()  # by stream, oldest first
+        self._last_number = 0
+        self._anchor: Path | None = None  # an empty file that only keeps the last number
         self._names_dirty = True
         self._used = 0
         self._closed = False
@@ -68,7 +82,8 @@ class Staging:
             directory.mkdir(parents=True, exist_ok=True)
             for path in sorted(directory.glob(_PREFIX + "*")):
                 self._recover(path)
-            self._active = self._create(max(self._segments, default=0) + 1)
+            self._last_number = max(self._segments, default=0)
+            self._active = self._create()
         except OSError as err:
             raise disk_error(err, directory) from err
 
@@ -83,8 +98,13 @@ class Staging:
 
     # ------------------------------------------------------------------ bytes
 
-    def append(self, data: bytes | memoryview) -> Place:
+    def append(
+        self, data: bytes | memoryview, stream: int = 0, stream_offset: int | None = None
+    ) -> Place:
         """Keep `data` and return where; it counts as needed until `release`d.
+
+        `stream_offset`: where in the file `stream` (its inode) the data belong, if they may
+        lie in a run; they must not cross a multiple of BLOCK_MAX then.
 
         On return the bytes survive a crash of the process. NO_SPACE or UNAVAILABLE when the
         disk refuses: then nothing is kept. INVALID when larger than a segment.
@@ -92,18 +112,23 @@ class Staging:
         size = len(data)
         if not 0 < size <= self._segment_bytes:
             raise EverfoldError(Kind.INVALID, f"cannot stage {size} bytes in one piece")
-        spent = None
+        spent: list[_Segment] = []
         with self._lock:
-            segment = self._active
-            if self._closed or segment.tail + size > self._segment_bytes:
-                segment, spent = self._next_segment()
+            run = None
+            if stream_offset is not None:
+                run = self._run(stream, stream_offset, size, spent)
+            segment = self._active if run is None else run
+            if run is None and (self._closed or segment.tail + size > self._segment_bytes):
+                segment = self._next_segment(spent)
             offset = segment.tail
             segment.tail += size
             segment.live += size
             segment.users += 1
             self._used += size
-        if spent is not None:
-            _unlink(spent)
+            if run is not None and segment.tail == BLOCK_MAX:
+                self._end_run(stream, spent)
+        for each in spent:
+            self._unlink(each)
         try:
             _write_all(segment.fd, data, offset)
         except OSError as err:
@@ -133,6 +158,12 @@ class Staging:
                 data += more
         return data
 
+    def slice(self, segment: int, offset: int, length: int) -> FileSlice:
+        """Return bytes of a segment as something to send; good for ever. STALE as `read`."""
+        with self._using(segment) as found:
+            is_whole = not found.is_open and offset == 0 and length == found.tail
+            return FileSlice(found.fd, offset, length, str(found.path) if is_whole else None)
+
     def retain(self, place: Place, length: int) -> None:
         """Count bytes of a recovered segment as needed; `append` does so by itself."""
         with self._lock:
@@ -156,7 +187,7 @@ class Staging:
             self._used -= nbytes
             is_spent = self._drop_if_unneeded(found)
         if is_spent:
-            _unlink(found)
+            self._unlink(found)
 
     def sync(self) -> None:
         """Make everything whose `append` returned before this call survive a power cut.
@@ -213,7 +244,7 @@ class Staging:
                 if self._drop_if_unneeded(segment):
                     spent.append(segment)
         for segment in spent:
-            _unlink(segment)
+            self._unlink(segment)
 
     def close(self) -> None:
         """Close the files; what is needed stays on disk. Idempotent."""
@@ -228,6 +259,7 @@ class Staging:
                 if segment.users == 0:
                     os.close(segment.fd)
             self._segments.clear()
+            self._runs.clear()
 
     # ------------------------------------------------------------------ inside
 
@@ -240,24 +272,59 @@ class Staging:
             int(suffix), path, fd, os.fstat(fd).st_size, is_open=False, is_settled=False
         )
 
-    def _create(self, number: int) -> _Segment:
+    def _create(self) -> _Segment:
+        number = self._last_number + 1
         path = self._directory / f"{_PREFIX}{number:010d}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         segment = self._segments[number] = _Segment(number, path, fd, 0)
+        self._last_number = number
         self._names_dirty = True
+        if self._anchor is not None:
+            self._anchor.unlink(missing_ok=True)
+            self._anchor = None
         return segment
 
-    def _next_segment(self) -> tuple[_Segment, _Segment | None]:
-        """Return a fresh segment to append to, and the full one if it can go. Lock held."""
+    def _next_segment(self, spent: list[_Segment]) -> _Segment:
+        """Return a fresh segment to append to; a full one that can go is `spent`. Lock held."""
+        full = self._active
+        self._active = self._fresh()
+        full.is_open = False
+        if self._drop_if_unneeded(full):
+            spent.append(full)
+        return self._active
+
+    def _fresh(self) -> _Segment:
         if self._closed:
             raise EverfoldError(Kind.UNAVAILABLE, "staging is closed", str(self._directory))
-        full = self._active
         try:
-            self._active = self._create(full.number + 1)
+            return self._create()
         except OSError as err:
             raise disk_error(err, self._directory) from err
-        full.is_open = False
-        return self._active, full if self._drop_if_unneeded(full) else None
+
+    def _run(self, stream: int, offset: int, size: int, spent: list[_Segment]) -> _Segment | None:
+        """Return the run that a write continues or begins, None when it does neither. Lock held."""
+        run = self._runs.get(stream)
+        within = offset % BLOCK_MAX
+        if within:
+            if run is None or run.next_offset != offset or within + size > BLOCK_MAX:
+                return None
+        elif size < RUN_MIN or size > BLOCK_MAX:
+            return None
+        else:
+            if run is not None:
+                self._end_run(stream, spent)
+            elif len(self._runs) >= _RUNS_MAX:
+                self._end_run(next(iter(self._runs)), spent)
+            run = self._runs[stream] = self._fresh()
+        run.next_offset = offset + size
+        return run
+
+    def _end_run(self, stream: int, spent: list[_Segment]) -> None:
+        """Let nothing more be appended to a run. Lock held."""
+        run = self._runs.pop(stream)
+        run.is_open = False
+        if self._drop_if_unneeded(run):
+            spent.append(run)
 
     def _take_back(self, segment: _Segment, offset: int, size: int) -> None:
         with self._lock:
@@ -265,10 +332,11 @@ class Staging:
             self._used -= size
             if segment.tail == offset + size:
                 segment.tail = offset
+            segment.next_offset = -1  # a run ends where a write failed
             is_spent = self._drop_if_unneeded(segment)
             self._leave(segment)
         if is_spent:
-            _unlink(segment)
+            self._unlink(segment)
 
     def _drop_if_unneeded(self, segment: _Segment) -> bool:
         """Forget a segment that nobody needs; True: the caller unlinks it. Lock held."""
@@ -304,6 +372,22 @@ class Staging:
             with self._lock:
                 self._leave(segment)
 
+    def _unlink(self, segment: _Segment) -> None:
+        """Remove a spent segment's file; an empty one keeps the place of the last number."""
+        with self._lock:
+            is_last = segment.number == self._last_number and not self._closed
+            if is_last:
+                self._anchor = segment.path
+        try:
+            if is_last:  # its bytes may be the block cache's by now: not to be cut off
+                empty = segment.path.with_name("empty")
+                os.close(os.open(empty, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+                empty.rename(segment.path)
+            else:
+                segment.path.unlink(missing_ok=True)
+        except OSError as err:  # costs disk until the next start's `keep_only`, nothing else
+            _log.warning("cannot remove a spent segment %s: %s", segment.path, err)
+
     def _sync_segment(self, number: int) -> None:
         try:
             with self._using(number) as segment:
@@ -311,13 +395,6 @@ class Staging:
         except EverfoldError as err:
             if err.kind is not Kind.STALE:  # STALE: released meanwhile, nothing to keep safe
                 self._unsafe.add(number)
-
-
-def _unlink(segment: _Segment) -> None:
-    try:
-        segment.path.unlink(missing_ok=True)
-    except OSError as err:  # costs disk until the next start's `keep_only`, nothing else
-        _log.warning("cannot remove a spent segment %s: %s", segment.path, err)
 
 
 def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:

@@ -26,6 +26,7 @@ from everfold.errors import EverfoldError, Kind
 from everfold.model import SMALL_BLOCK, BlockId, NodeId, SpaceId
 from everfold.services import NameService
 from mount import express
+from mount.express import Block, Bytes
 from mount.nodes import BlockClient, Nodes
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -36,8 +37,6 @@ _SLOWEST: Final = 16 * 1024 * 1024  # bytes a second below which a node counts a
 _LANE_THREADS: Final = 3  # requests under way to one node, of one store
 _PAUSE_S: Final = (0.05, 1.0)  # between rounds that brought nothing
 _log = logging.getLogger(__name__)
-
-Block = tuple[BlockId, bytes | memoryview]
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class Storer:
 
     def _store_once(
         self,
-        want: dict[BlockId, bytes | memoryview],
+        want: dict[BlockId, Bytes],
         acks: dict[BlockId, list[NodeId]],
         failures: dict[NodeId, Kind],
         result: dict[BlockId, wire.Stored],
@@ -144,7 +143,7 @@ class Storer:
 
     def _safe(
         self,
-        want: dict[BlockId, bytes | memoryview],
+        want: dict[BlockId, Bytes],
         targets: dict[BlockId, list[NodeId] | None],
         acks: dict[BlockId, list[NodeId]],
     ) -> list[BlockId]:
@@ -172,7 +171,7 @@ class Storer:
         """Tell whether the cluster may only seem full, because a sick node is avoided."""
         return err.kind is Kind.NO_SPACE and self._nodes.has_sick()
 
-    def _plan(self, want: dict[BlockId, bytes | memoryview]) -> dict[BlockId, list[NodeId] | None]:
+    def _plan(self, want: dict[BlockId, Bytes]) -> dict[BlockId, list[NodeId] | None]:
         ask = [(block, len(data)) for block, data in want.items()]
         targets: list[list[NodeId] | None] = []
         for first in range(0, len(ask), PLAN_BLOCKS):
@@ -188,7 +187,7 @@ class Storer:
 
     def _lanes(
         self,
-        want: dict[BlockId, bytes | memoryview],
+        want: dict[BlockId, Bytes],
         targets: dict[BlockId, list[NodeId] | None],
         acks: dict[BlockId, list[NodeId]],
     ) -> list[_Lane]:
@@ -200,9 +199,7 @@ class Storer:
                     shares.setdefault(node, []).append((block, data))
         return [_Lane(node, deque(_requests(share))) for node, share in shares.items()]
 
-    def _given_up(
-        self, want: dict[BlockId, bytes | memoryview], failures: dict[NodeId, Kind]
-    ) -> EverfoldError:
+    def _given_up(self, want: dict[BlockId, Bytes], failures: dict[NodeId, Kind]) -> EverfoldError:
         is_full = bool(failures) and set(failures.values()) == {Kind.NO_SPACE}
         told = ", ".join(f"{node}: {kind.value}" for node, kind in failures.items())
         return EverfoldError(
@@ -226,7 +223,7 @@ class _Round:
     def run(
         self,
         lanes: list[_Lane],
-        want: dict[BlockId, bytes | memoryview],
+        want: dict[BlockId, Bytes],
         calls: ThreadPoolExecutor,
         meanwhile: Callable[[], None],
     ) -> None:
@@ -259,7 +256,7 @@ class _Round:
                 if lane.threads and not lane.acked:
                     self.nodes.avoid(lane.node)
 
-    def _is_enough(self, want: dict[BlockId, bytes | memoryview]) -> bool:
+    def _is_enough(self, want: dict[BlockId, Bytes]) -> bool:
         return all(len(self.acks.get(block, ())) >= self.min_replicas for block in want)
 
     def _work(self, lane: _Lane) -> None:
@@ -285,7 +282,8 @@ class _Round:
 
         def ask(client: BlockClient) -> Sequence[Kind | None]:
             if len(request) > 1:
-                return client.put_many(request, self.timing.attempt_s)
+                small = [(block, bytes(data)) for block, data in request]
+                return client.put_many(small, self.timing.attempt_s)
             client.put(*request[0], self.timing.attempt_s)
             return [None]
 

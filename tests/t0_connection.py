@@ -6,11 +6,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from everfold.connection import HttpTransport
 from everfold.errors import EverfoldError, Kind
+from everfold.fileslice import FileSlice
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 Script = Callable[[socket.socket], None]
@@ -95,6 +97,40 @@ def test_a_connection_that_the_server_closed_is_replaced() -> None:
         transport.close()
 
     assert first == second
+
+
+@pytest.mark.parametrize("size", [1, 5 * 1024 * 1024])
+def test_a_slice_of_a_file_arrives_as_its_bytes(tmp_path: Path, size: int) -> None:
+    data = bytes(range(256)) * (size // 256 + 1)
+    (tmp_path / "file").write_bytes(data)
+    with (tmp_path / "file").open("rb") as file:
+        part = FileSlice(file.fileno(), 100, size)
+    expected = (data * 2)[100 : 100 + size]
+    (tmp_path / "file").write_bytes(data * 2)
+    got: list[bytes] = []
+
+    def script(peer: socket.socket) -> None:
+        got.append(request_of(peer))
+        peer.sendall(OK)
+
+    with server(script) as url:
+        answer = HttpTransport(url).request("PUT", "/x", headers={}, body=part, timeout_s=5)
+
+    assert answer[2] == b"hello"
+    head, _, body = got[0].partition(b"\r\n\r\n")
+    assert b"Content-Length: %d" % size in head
+    assert body == expected
+
+
+def test_a_file_that_is_shorter_than_its_slice_is_told_as_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"short")
+    with (tmp_path / "file").open("rb") as file:
+        part = FileSlice(file.fileno(), 0, 100)
+
+    with server(lambda peer: None) as url, pytest.raises(EverfoldError) as caught:
+        HttpTransport(url).request("PUT", "/x", headers={}, body=part, timeout_s=2)
+
+    assert caught.value.kind is Kind.UNAVAILABLE
 
 
 def test_a_body_in_many_pieces_arrives_whole() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from everfold.blockid import name_of
+from everfold.fileslice import FileSlice
 from everfold.model import SMALL_BLOCK, BlockId, SpaceId
 from mount import blockcache
 from mount.blockcache import BlockCache
@@ -276,3 +277,32 @@ def test_threads_see_whole_blocks_only(tmp_path: Path) -> None:
     figures = cache.statistics()
     assert figures.disk_bytes <= 5 * SMALL_BLOCK
     assert figures.disk_bytes == sum(-(-s // 4096) * 4096 for s in on_disk(tmp_path).values())
+
+
+def test_a_block_in_a_file_of_its_own_is_taken_over_without_a_copy(tmp_path: Path) -> None:
+    data = b"whole" * 50_000
+    source = tmp_path / "segment"
+    source.write_bytes(data)
+    cache = BlockCache(tmp_path / "cache", 1 << 24, 1 << 20)
+    with source.open("rb") as file:
+        cache.adopt(SPACE, name_of(data), FileSlice(file.fileno(), 0, len(data), str(source)))
+    assert source.stat().st_nlink == 2
+
+    source.unlink()
+
+    assert cache.read(SPACE, name_of(data), 5, 10) == data[5:15]
+    assert cache.statistics().disk_bytes >= len(data)
+    cache.close()
+
+
+@pytest.mark.parametrize("path", [None, "/nonexistent/segment"])
+def test_a_block_that_cannot_be_linked_is_copied(tmp_path: Path, path: str | None) -> None:
+    data = b"part" * 50_000
+    source = tmp_path / "segment"
+    source.write_bytes(b"before" + data + b"behind")
+    cache = BlockCache(tmp_path / "cache", 1 << 24, 1 << 20)
+    with source.open("rb") as file:
+        cache.adopt(SPACE, name_of(data), FileSlice(file.fileno(), 6, len(data), path))
+
+    assert cache.get(SPACE, name_of(data)) == data
+    cache.close()

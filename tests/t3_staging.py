@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from everfold.errors import EverfoldError, Kind
-from mount.staging import Place, Staging
+from everfold.model import BLOCK_MAX
+from mount.staging import RUN_MIN, Place, Staging
 
 
 def segments(directory: Path) -> list[str]:
@@ -282,3 +283,108 @@ def test_nothing_is_appended_after_close(tmp_path: Path) -> None:
         staging.append(b"late")
 
     assert caught.value.kind is Kind.UNAVAILABLE
+
+
+# ---------------------------------------------------------------- runs
+
+HALF = BLOCK_MAX // 2
+
+
+def staged_run(staging: Staging, stream: int = 7, first: int = 0) -> list[Place]:
+    """Stage a whole block in two writes; returns both places."""
+    return [staging.append(bytes([k]) * HALF, stream, first + k * HALF) for k in (0, 1)]
+
+
+def test_a_block_written_in_order_has_a_segment_of_its_own(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    staging.append(b"something else")
+
+    first, second = staged_run(staging)
+    third, _ = staged_run(staging, first=BLOCK_MAX)
+
+    assert (first.offset, second.offset) == (0, HALF)
+    assert first.segment == second.segment != third.segment
+    assert staging.slice(first.segment, 0, BLOCK_MAX).path is not None
+    staging.close()
+
+
+@pytest.mark.parametrize(("offset", "size"), [(100, RUN_MIN), (0, RUN_MIN - 1)])
+def test_a_write_that_begins_no_block_or_is_small_makes_no_run(
+    tmp_path: Path, offset: int, size: int
+) -> None:
+    staging = Staging(tmp_path)
+    other = staging.append(b"x")
+
+    assert staging.append(bytes(size), 7, offset).segment == other.segment
+    staging.close()
+
+
+def test_a_write_elsewhere_does_not_disturb_a_run(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    first = staging.append(bytes(HALF), 7, 0)
+    staging.append(bytes(RUN_MIN), 7, 3 * BLOCK_MAX + 5)
+    staging.append(bytes(RUN_MIN), 8, 0)
+
+    second = staging.append(bytes(HALF), 7, HALF)
+
+    assert second == Place(first.segment, HALF)
+    staging.close()
+
+
+def test_a_run_that_was_released_is_unlinked_and_its_number_stays_taken(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    (place, _) = staged_run(staging)
+    slice_ = staging.slice(place.segment, 0, BLOCK_MAX)
+    assert slice_.path is not None
+    os.link(slice_.path, tmp_path / "adopted")
+
+    staging.release(place.segment, BLOCK_MAX)
+
+    assert (tmp_path / "adopted").stat().st_size == BLOCK_MAX
+    assert (tmp_path / f"segment-{place.segment:010d}").stat().st_size == 0
+    assert bytes(slice_) == bytes(HALF) + bytes([1]) * HALF
+    staging.close()
+    again = Staging(tmp_path)
+    assert again.append(b"x").segment > place.segment
+    again.close()
+
+
+def test_empty_files_that_keep_a_number_do_not_pile_up(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    for k in range(5):
+        (place, _) = staged_run(staging, first=k * BLOCK_MAX)
+        staging.release(place.segment, BLOCK_MAX)
+
+    assert len(segments(tmp_path)) == 2  # the one that takes small pieces, and the last number
+    staging.close()
+
+
+def test_many_files_at_a_time_do_not_take_ever_more_open_runs(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    places = [staging.append(bytes(RUN_MIN), stream, 0) for stream in range(1, 40)]
+    for place in places:
+        staging.release(place.segment, RUN_MIN)
+
+    assert len(segments(tmp_path)) <= 10
+    staging.close()
+
+
+def test_a_run_that_the_disk_cut_short_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = Staging(tmp_path)
+    staging.append(bytes(HALF), 7, 0)
+    write = os.pwrite
+
+    def refuse(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(EverfoldError):
+        staging.append(bytes(RUN_MIN), 7, HALF)
+    monkeypatch.setattr(os, "pwrite", write)
+
+    other = staging.append(b"x" * RUN_MIN, 7, HALF + RUN_MIN)
+
+    assert staging.read(other, RUN_MIN) == b"x" * RUN_MIN
+    staging.close()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
+from everfold.fileslice import FileSlice
 from everfold.model import BlockId, Node, NodeId, NodeState, SpaceId
 from everfold.stores.memory import MemoryStore
 
@@ -45,9 +46,9 @@ class MemoryNode:
         """Return the node as the nameserver describes it."""
         return Node(self.id, f"http://{self.id}", self.state)
 
-    def put(self, block: BlockId, data: bytes | memoryview, timeout_s: float) -> bool:
+    def put(self, block: BlockId, data: bytes | memoryview | FileSlice, timeout_s: float) -> bool:
         self._answer("put", timeout_s)
-        self.store.put(SPACE, block, data)
+        self.store.put(SPACE, block, bytes(data))
         return True
 
     def put_many(

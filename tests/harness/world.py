@@ -17,6 +17,7 @@ from types import TracebackType
 from everfold import blockid, wire
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError, Kind
+from everfold.fileslice import FileSlice
 from everfold.model import ROOT, Attr, BlockId, DeviceId, Ino, Node, NodeId, SpaceId
 from everfold.stores.memory import MemoryStore
 from mount.client import Client, Settings
@@ -28,6 +29,7 @@ from nameserver.policy import Policy
 from nameserver.rounds import Rounds
 from nameserver.secretfile import Secrets
 from nameserver.service import Service
+from tests.harness.blocknodes import PendingPut
 from tests.harness.line import Line
 
 ME = Caller(uid=1000, gid=1000, pid=1, umask=0o022)
@@ -50,7 +52,7 @@ class MemoryNode:
         if self.is_down:
             raise EverfoldError(Kind.UNAVAILABLE, "the node is down", self.id)
 
-    def put(self, block: BlockId, data: bytes | memoryview, timeout_s: float) -> object:
+    def put(self, block: BlockId, data: bytes | memoryview | FileSlice, timeout_s: float) -> object:
         self._check_up()
         self.store.put(self.space, block, bytes(data))
         return None
@@ -61,6 +63,11 @@ class MemoryNode:
         for block, data in blocks:
             self.put(block, data, timeout_s)
         return [None] * len(blocks)
+
+    def begin_put_many(
+        self, blocks: Sequence[tuple[BlockId, bytes | memoryview]], timeout_s: float
+    ) -> PendingPut:
+        return PendingPut(lambda: list(self.put_many(blocks, timeout_s)))
 
     def get(self, block: BlockId, timeout_s: float) -> bytes:
         self._check_up()
