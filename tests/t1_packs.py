@@ -100,8 +100,8 @@ class TestEnds:
         PackStore(folder).abandon()
         store = PackStore(folder)
         store.put_many(HOME, batch(5))
+        whole = store.size_on_disk()
         store.abandon()
-        whole = packs(folder)[0].stat().st_size
         store = PackStore(folder, TearingFiles("pack.write", kept))
         with pytest.raises(Died):
             store.put(HOME, *block_of(4000))
@@ -117,9 +117,9 @@ class TestEnds:
     def test_zeros_where_a_record_should_have_been_are_cut_off(self, folder: Path) -> None:
         store = PackStore(folder)
         store.put_many(HOME, batch(5))
+        whole = store.size_on_disk()
         store.abandon()
-        whole = packs(folder)[0].stat().st_size
-        os.truncate(packs(folder)[0], whole + 5000)
+        os.truncate(packs(folder)[0], whole + 400_000)
 
         store = PackStore(folder)
 
@@ -201,7 +201,7 @@ class TestIndex:
         store = PackStore(folder)
         kept = [block_of(20, n) for n in range(1000)]
         store.put_many(HOME, kept)
-        size = packs(folder)[0].stat().st_size
+        size = store.size_on_disk()
 
         def broken(self: PackIndex, db: sqlite3.Connection) -> None:
             db.execute("INSERT INTO nothing VALUES (1)")
@@ -212,7 +212,7 @@ class TestIndex:
                 store.put(HOME, *block_of(4000))
 
         assert caught.value.kind is Kind.UNAVAILABLE
-        assert packs(folder)[0].stat().st_size == size
+        assert packs(folder)[0].stat().st_size == store.size_on_disk() == size
         assert holds(store, kept)
         store.put(HOME, *block_of(4000))
         assert holds(store, [*kept, block_of(4000)])
@@ -244,17 +244,100 @@ class TestReading:
         store.close()
 
 
+class TestRoom:
+    def test_a_small_put_takes_the_place_of_zeros_and_an_orderly_end_leaves_none(
+        self, folder: Path
+    ) -> None:
+        store = PackStore(folder)
+        store.put(HOME, *block_of(100))
+        length = packs(folder)[0].stat().st_size
+        for block, data in batch(20):
+            store.put(HOME, block, data)
+
+        assert packs(folder)[0].stat().st_size == length > store.size_on_disk()
+        size = store.size_on_disk()
+        store.close()
+        assert packs(folder)[0].stat().st_size == size
+        files = BreakingFiles()
+        store = PackStore(folder, files)
+        assert "pack.recover" not in files.labels
+        assert holds(store, [block_of(100), *batch(20)])
+        store.close()
+
+    def test_large_batches_leave_no_room_behind_them(self, folder: Path) -> None:
+        store = PackStore(folder)
+        store.put_many(HOME, batch(100, 4000))
+
+        assert packs(folder)[0].stat().st_size == store.size_on_disk()
+        store.close()
+
+    def test_records_that_the_disk_wrote_in_another_order_are_found_after_a_power_cut(
+        self, folder: Path
+    ) -> None:
+        store = PackStore(folder)
+        store.put_many(HOME, batch(5))
+        lost = store.size_on_disk()
+        store.put(HOME, *block_of(3000))
+        torn = store.size_on_disk()
+        store.put(HOME, *block_of(3001))
+        after = store.size_on_disk()
+        store.put(HOME, *block_of(3002))
+        store.abandon()
+        with packs(folder)[0].open("r+b") as pack:
+            pack.seek(lost)
+            pack.write(bytes(torn - lost))  # nothing of this one reached the disk
+            pack.seek(torn + 600)
+            pack.write(bytes(after - torn - 600))  # and of this one the beginning
+
+        store = PackStore(folder)
+
+        assert holds(store, [*batch(5), block_of(3002)])
+        assert {held.block for held in store.blocks()} == {
+            block for block, _ in [*batch(5), block_of(3002)]
+        }
+        store.put_many(HOME, [block_of(3000), block_of(3001)])
+        store = reopened(store, folder)
+        assert holds(store, [*batch(5), block_of(3000), block_of(3001), block_of(3002)])
+        store.close()
+
+    def test_a_pack_is_on_the_disk_before_another_is_begun(self, folder: Path) -> None:
+        files = BreakingFiles()
+        store = PackStore(folder, files, pack_size=5000)
+        store.put_many(HOME, batch(9, 600))
+        pack = store._packs[1]
+        pack.synced = 0  # as while another thread's put still waits for the disk
+        files.labels.clear()
+
+        store.put(HOME, *block_of(50))
+
+        assert pack.synced == pack.size
+        assert files.labels[:3] == ["pack.sync", "pack.create", "pack.create.folder"]
+        store.close()
+
+    @pytest.mark.parametrize("label", ["pack.trim", "index.close"])
+    def test_a_crash_while_room_is_given_back_loses_nothing(self, folder: Path, label: str) -> None:
+        store = PackStore(folder, BreakingFiles(die_at(label)))
+        store.put(HOME, *block_of(100))
+        with pytest.raises(Died):
+            store.close()
+
+        store = PackStore(folder)
+
+        assert holds(store, [block_of(100)])
+        store.close()
+
+
 class TestFailingDisk:
     def test_a_full_disk_refuses_and_leaves_nothing_half_written(self, folder: Path) -> None:
         store = PackStore(folder, BreakingFiles(fail_at("pack.write", errno.ENOSPC, nth=2)))
         store.put_many(HOME, batch(5))
-        size = packs(folder)[0].stat().st_size
+        size = store.size_on_disk()
 
         with pytest.raises(EverfoldError) as caught:
             store.put(HOME, *block_of(4000))
 
         assert caught.value.kind is Kind.NO_SPACE
-        assert packs(folder)[0].stat().st_size == size
+        assert packs(folder)[0].stat().st_size == store.size_on_disk() == size
         store.put(HOME, *block_of(4000))
         assert holds(store, [*batch(5), block_of(4000)])
         store.close()

@@ -1,6 +1,7 @@
 """One open pack: an append-only file and what is known about its durability.
 
-Invariant: bytes before `synced` are on the medium; bytes before `size` are whole records.
+Invariant: bytes before `synced` are on the medium; bytes before `size` are whole records; what
+the file has after them is zeros.
 A pack whose sync failed once is poisoned for good: the kernel reports such an error only
 once, so a second sync that succeeds proves nothing. Nothing is appended to it any more.
 """
@@ -13,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from everfold.errors import EverfoldError, Kind
-from everfold.files import Files, Piece
+from everfold.files import Files, Piece, translated
 
 SUFFIX = ".pack"
+_ROOM = memoryview(bytes(128 * 1024))
+_SMALL = 64 * 1024  # what is larger makes no room: the next is likely to be large, too
 
 
 class PackFile:
@@ -33,7 +36,7 @@ class PackFile:
         self._files = files
         self._fd = -1
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self.size = self.synced = os.fstat(self._fd).st_size
+        self.size = self.synced = self._length = os.fstat(self._fd).st_size
         self._sync_lock = threading.Lock()  # guards synced, is_poisoned; a leaf
 
     def __del__(self) -> None:
@@ -48,11 +51,15 @@ class PackFile:
     def append(self, label: str, pieces: Sequence[Piece]) -> int:
         """Write at the end, all or nothing; return where it starts. Not durable before `sync`."""
         start = self.size
+        end = start + sum(map(len, pieces))
+        if self._length < end <= start + _SMALL:
+            pieces = [*pieces, _ROOM]
         try:
-            self.size += self._files.write(label, self._fd, pieces, start)
+            written = self._files.write(label, self._fd, pieces, start)
         except OSError:
             self.cut(start)
             raise
+        self.size, self._length = end, max(self._length, start + written)
         return start
 
     def cut(self, size: int) -> None:
@@ -61,7 +68,14 @@ class PackFile:
             self._files.truncate("pack.truncate", self._fd, size)
         except OSError:
             self.is_poisoned = True
-        self.size = size
+        self.size = self._length = size
+
+    def trim(self) -> None:
+        """Give back the room that was not used. Durable after a sync of the filesystem."""
+        if self._length > self.size:
+            with translated(str(self.path)):
+                self._files.truncate("pack.trim", self._fd, self.size)
+            self._length = self.size
 
     def sync(self, end: int) -> None:
         """Return when all before `end` is on the medium. One sync serves all who wait."""

@@ -97,6 +97,7 @@ class PackStore:
             for pack in self._packs.values():
                 if not pack.is_poisoned:
                     pack.sync(pack.size)
+                    pack.trim()
             self._is_closed = True
             self._index.close({number: pack.size for number, pack in self._packs.items()})
             self._packs.clear()
@@ -213,6 +214,8 @@ class PackStore:
             raise EverfoldError(Kind.UNAVAILABLE, "the store is closed", str(self._folder))
         pack = self._packs.get(self._active)
         if pack is None or pack.is_poisoned or pack.size >= self._pack_size:
+            if pack is not None and not pack.is_poisoned:
+                pack.sync(pack.size)  # so that no pack but the last may be torn
             number = max(self._packs, default=0) + 1
             self._files.at("pack.create")
             pack = PackFile(self._folder, number, self._files)
