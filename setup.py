@@ -31,7 +31,6 @@ setup(
         "blake3>=1.0",
         "flask>=3.0",
         "flask-httpauth>=4.8",
-        "gunicorn>=22.0",
         "itsdangerous>=2.1",
         "mfusepy>=3.0",
         "msgspec>=0.18",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import faulthandler
 import json
 import os
 import resource
-import signal
 import sys
 from pathlib import Path
 
@@ -26,7 +24,6 @@ from everfold.files import Files
 from everfold.http import HttpTransport
 from everfold.model import NodeId
 
-THREADS = 32
 GRACE_S = 3
 
 
@@ -96,7 +93,6 @@ def _run(args: argparse.Namespace, secret: str, nameserver: HttpTransport) -> No
         stack.callback(scrub.close)
 
         def ready() -> None:
-            faulthandler.register(signal.SIGUSR1, all_threads=True)
             beat.start()
             scrub.start()
             if args.ready_file:
@@ -105,7 +101,6 @@ def _run(args: argparse.Namespace, secret: str, nameserver: HttpTransport) -> No
         serving.serve(
             create_app(node, Doorkeeper(secret, clock), copier),
             listener,
-            threads=THREADS,
             grace_s=GRACE_S,
             on_ready=ready,
         )

@@ -1,177 +1,190 @@
-"""Serving a WSGI application with gunicorn's threaded worker, in this very process.
+"""Our own HTTP/1.1 server: `serve` runs it in this very process, a thread for each connection.
 
-Without gunicorn's arbiter there is no second process: the pid that is known is the pid that
-serves, and stopping, killing or freezing it stops the server and frees its port. What
-supervises and restarts is outside: `everfold up`, systemd, a container. One process is
-enough: hashing and all I/O release the interpreter lock, and long polls park on threads.
+The pid that is known is the pid that serves: stopping, killing or freezing it stops the server
+and frees its port. What supervises and restarts is outside: `everfold up`, systemd, a container.
+One process is enough: hashing and all I/O release the interpreter lock, and long polls park on
+their threads. docs/adr/0004 tells why it is not gunicorn any more, with numbers.
+
+Never more than `connections` at once: callers beyond that wait in the kernel's queue, and the
+one that was idle longest is let go, for a kept connection is a courtesy.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
-import select
+import queue
+import signal
 import socket
+import ssl
 import struct
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Final
 
-from gunicorn.app.base import BaseApplication
-from gunicorn.http.body import LengthReader
-from gunicorn.workers import gthread
+from everfold.exchange import Front, Wsgi
+from everfold.peer import STALLED_S, Peer
 
-STALLED_S = 30  # a connection that moves no byte for so long in a request is given up
-_KEEPALIVE_S = 75
-_LINGER_S = 0.2  # of idle connections at the end
-_STAY_MS = 1
-
-
-class _Application(BaseApplication):  # type: ignore[misc]
-    def __init__(self, app: Any, settings: dict[str, Any]) -> None:
-        self._app = app
-        self._settings = settings
-        super().__init__()
-
-    def load_config(self) -> None:
-        for name, value in self._settings.items():
-            self.cfg.set(name, value)
-
-    def load(self) -> Any:
-        return self._app
-
-
-class WholeBody(LengthReader):  # type: ignore[misc]
-    """A body that can be read in one go, into memory that is taken once.
-
-    gunicorn's own way (pieces, pushed back and joined again) cost 2 ms more for 4 MiB.
-    """
-
-    def whole(self) -> memoryview:
-        """Return all that is left; shorter when the client hung up."""
-        view = memoryview(bytearray(self.length))
-        ready = self.unreader.take_buffered()
-        filled = min(len(ready), len(view))
-        view[:filled] = ready[:filled]
-        self.unreader.unread(ready[filled:])
-        while filled < len(view):
-            count = self.unreader.sock.recv_into(view[filled:])
-            if not count:
-                break
-            filled += count
-        self.length -= filled
-        return view[:filled]
-
-
-class _Worker(gthread.ThreadWorker):  # type: ignore[misc]
-    """gunicorn's worker on its own: one thread polls the connections, the others answer."""
-
-    def __init__(self, stopping: Callable[[], None], *args: Any) -> None:
-        super().__init__(*args)
-        self._stopping = stopping
-        self._busy: set[Any] = set()  # connections that a thread works for; one owner each
-
-    def is_parent_alive(self) -> bool:
-        """There is no arbiter to outlive; who started this process may end before it."""
-        return True
-
-    def notify(self) -> None:
-        """There is no arbiter to tell."""
-
-    def handle(self, conn: Any) -> Any:
-        """Stay with a connection while its client goes on asking at once.
-
-        Handing it to the poller and getting it back costs two thread switches a request.
-        """
-        self._busy.add(conn)
-        try:
-            keep = super().handle(conn)
-            while keep is True and self.alive and _has_more(conn.sock):
-                keep = super().handle(conn)
-            return keep
-        finally:
-            self._busy.discard(conn)
-
-    def hang_up(self) -> None:
-        """End what is still being answered, so that no stalled client delays the end."""
-        for conn in list(self._busy):
-            with contextlib.suppress(OSError):
-                conn.sock.shutdown(socket.SHUT_RDWR)
-
-    def handle_request(self, req: Any, conn: Any) -> Any:
-        conn.sock.settimeout(STALLED_S)
-        if type(req.body.reader) is LengthReader:
-            req.body.reader = WholeBody(req.body.reader.unreader, req.body.reader.length)
-        return super().handle_request(req, conn)
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        if self.alive:
-            self._stopping()
-        super().handle_exit(sig, frame)
-
-    def handle_quit(self, sig: int, frame: Any) -> None:
-        """Ctrl-C ends in order, as SIGTERM does."""
-        self.handle_exit(sig, frame)
-
-    def handle_usr1(self, sig: int, frame: Any) -> None:
-        """Nothing: the log is not gunicorn's."""
-
-    def _cap_keepalive(self, deadline: float) -> None:
-        super()._cap_keepalive(min(deadline, time.monotonic() + _LINGER_S))
-
-
-def _has_more(sock: socket.socket) -> bool:
-    waiter = select.poll()
-    try:
-        waiter.register(sock, select.POLLIN)
-        return bool(waiter.poll(_STAY_MS))
-    except (OSError, ValueError):  # closed
-        return False
+_SPARE: Final = 4  # threads without a connection that are kept for the next one
+_PAUSE_S: Final = 0.05  # when there are too many connections, or the system takes no more
+# Below the size of a huge page, which the kernel may else give to each stack (2 MiB a thread);
+# enough for the deepest recursion that the interpreter allows.
+_STACK: Final = 1024 * 1024
+_log = logging.getLogger(__name__)
 
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket; port 0 takes a free one. The kernel queues early callers."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=1024)
-    # Inherited by accepted sockets: half a request line must not hold a thread for ever.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", STALLED_S, 0))
+    # Inherited by accepted sockets: half a request must not hold a thread for ever.
+    limit = struct.pack("@ll", STALLED_S, 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
+class Server:
+    """Serves a listener on threads of its own, from `start` to `refuse` and `stop`."""
+
+    def __init__(
+        self,
+        app: Front | Wsgi,
+        listener: socket.socket,
+        *,
+        connections: int = 1000,
+        tls: ssl.SSLContext | None = None,
+        thread_ends: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`thread_ends` runs on each thread at its end, to let go of what was the thread's."""
+        self._front = app if isinstance(app, Front) else Front(lambda request: None, app)
+        self._listener = listener
+        self._connections = connections
+        self._tls = tls
+        self._thread_ends = thread_ends
+        self._is_ending = False
+        self._waiting: queue.SimpleQueue[Peer | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()  # guards all below
+        self._peers: set[Peer] = set()
+        self._spare = 0
+        self._acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
+
+    def start(self) -> None:
+        """Begin to accept connections."""
+        self._acceptor.start()
+
+    def refuse(self) -> None:
+        """Accept no connection any more, and close each one with its next answer."""
+        self._is_ending = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(2)
+        self._listener.close()
+        self._acceptor.join()
+
+    def stop(self, grace_s: float) -> None:
+        """Let what was asked be answered (at most `grace_s`), then hang up. After `refuse`."""
+        ends = time.monotonic() + grace_s
+        with self._changed:
+            for peer in self._peers:
+                if peer.is_idle:
+                    peer.hang_up(socket.SHUT_RD)
+            while self._peers and (left := ends - time.monotonic()) > 0:
+                self._changed.wait(left)
+            for peer in self._peers:
+                peer.hang_up()
+            for _ in range(self._spare):
+                self._waiting.put(None)
+
+    def _accept(self) -> None:
+        while not self._is_ending:
+            try:
+                sock, address = self._listener.accept()
+            except BlockingIOError:
+                continue  # the listener's time limits are meant for what it accepts
+            except OSError as err:
+                if not self._is_ending:
+                    _log.warning("no connection can be accepted: %s", err)
+                    time.sleep(_PAUSE_S)
+                continue
+            self._take(Peer(sock, address, self._front, self._tls, self._ends))
+
+    def _ends(self) -> bool:
+        return self._is_ending
+
+    def _take(self, peer: Peer) -> None:
+        """Give a connection to a thread, when there is room for it."""
+        with self._changed:
+            while len(self._peers) >= self._connections and not self._is_ending:
+                self._let_one_go()
+                self._changed.wait(_PAUSE_S)
+            self._peers.add(peer)
+            if self._spare:
+                self._spare -= 1
+                self._waiting.put(peer)
+                return
+        try:
+            threading.Thread(target=self._work, args=(peer,), name="peer", daemon=True).start()
+        except RuntimeError as err:  # the system has no more threads
+            _log.warning("a connection is refused: %s", err)
+            peer.sock.close()
+            with self._changed:
+                self._peers.discard(peer)
+
+    def _let_one_go(self) -> None:
+        idle = [peer for peer in self._peers if peer.is_idle]
+        if idle:
+            min(idle, key=lambda peer: peer.idle_since).hang_up(socket.SHUT_RD)
+
+    def _work(self, first: Peer) -> None:
+        peer: Peer | None = first
+        try:
+            while peer is not None:
+                peer.serve()
+                with self._changed:
+                    self._peers.discard(peer)
+                    self._changed.notify_all()
+                    if self._is_ending or self._spare >= _SPARE:
+                        return
+                    self._spare += 1
+                peer = self._waiting.get()
+        finally:
+            self._thread_ends()
+
+
 def serve(
-    app: Any,
+    app: Front | Wsgi,
     listener: socket.socket,
     *,
-    threads: int,
-    grace_s: int,
+    grace_s: float,
     on_ready: Callable[[], None] = lambda: None,
     stopping: Callable[[], None] = lambda: None,
+    thread_ends: Callable[[], None] = lambda: None,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was asked (at most `grace_s`).
+    """Serve until SIGTERM, SIGINT or SIGQUIT, then finish what was asked (at most `grace_s`).
 
-    Must run on the main thread. `stopping` is called once, from the signal handler, before
-    that: it must make parked requests return.
+    Must run on the main thread. `stopping` is called once, before that: it must make parked
+    requests return. SIGUSR1 writes what every thread is doing to stderr.
     """
-    settings = {
-        "workers": 1,
-        "threads": threads,
-        "worker_class": "gthread",
-        "worker_connections": 2000,
-        "keepalive": _KEEPALIVE_S,
-        "graceful_timeout": grace_s,
-        "limit_request_line": 8190,
-        "sendfile": True,
-        "loglevel": "warning",
-        "post_worker_init": lambda worker: on_ready(),
-    }
-    application = _Application(app, settings)
-    config = application.cfg
-    log = config.logger_class(config)
-    for name in ("gunicorn.error", "gunicorn.access"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
-    worker = _Worker(stopping, 0, os.getppid(), [listener], application, 0, config, log)
-    worker.init_process()
-    worker.hang_up()
+    threading.stack_size(_STACK)
+    server = Server(app, listener, tls=tls, thread_ends=thread_ends)
+    asleep, awake = os.pipe()
+    os.set_blocking(awake, False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, lambda *_: _wake(awake))
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    server.start()
+    on_ready()
+    os.read(asleep, 1)
+    server.refuse()
+    stopping()
+    server.stop(grace_s)
+
+
+def _wake(pipe: int) -> None:
+    with contextlib.suppress(BlockingIOError):  # full: it was told often enough
+        os.write(pipe, b".")

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from nameserver.policy import Policy
 from nameserver.service import FirstAdmin, Service
 
 _log = logging.getLogger("nameserver")
-THREADS = 128  # most of them park long polls
 GRACE_S = 5
 
 
@@ -72,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     serving.serve(
         create_app(service),
         sock,
-        threads=THREADS,
         grace_s=GRACE_S,
-        stopping=lambda: _stop(service),
+        stopping=service.stop,
+        thread_ends=lambda: _let_go(service.db),
     )
-    service.stop()
+    service.db.close()
     return 0
 
 
@@ -98,9 +96,10 @@ def start(data: Path, settings: config.Settings) -> tuple[Service, FirstAdmin | 
     return service, service.first_admin(settings.admin_password)
 
 
-def _stop(service: Service) -> None:
-    # from a signal handler: the locks it takes may be held by the very code it interrupted
-    threading.Thread(target=service.stop, name="stop", daemon=True).start()
+def _let_go(db: Database) -> None:
+    """Close the database connection of a thread that ends (PostgreSQL's are a thread's own)."""
+    if not db.peewee.is_closed():
+        db.peewee.close()
 
 
 def _write_ready(path: Path, url: str, admin: FirstAdmin | None) -> None:

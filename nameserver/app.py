@@ -8,10 +8,12 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from everfold.errors import EverfoldError, Kind
+from everfold.exchange import Front
 from everfold.log import adopt_request_id, request_id
 from everfold.wire import REQUEST_ID
 from nameserver.routes import admin, hot, people
 from nameserver.routes.auth import Guard
+from nameserver.routes.forms import BODY_MAX
 from nameserver.service import Service
 
 _log = logging.getLogger(__name__)
@@ -26,11 +28,12 @@ _HTTP_KINDS = {
 }
 
 
-def create_app(service: Service) -> Flask:
-    """Return the WSGI application of a nameserver."""
+def create_app(service: Service) -> Front:
+    """Return what a nameserver answers: hot calls directly, the rest by Flask."""
     app = Flask(__name__, static_folder=None)
     app.secret_key = service.secret_key
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.config["MAX_CONTENT_LENGTH"] = BODY_MAX  # of bodies without a length, too
     guard = Guard(service.gate)
     app.url_map.strict_slashes = False  # no redirects: a POST would lose its body
     app.register_blueprint(people.blueprint(service, guard))
@@ -49,8 +52,7 @@ def create_app(service: Service) -> Flask:
     app.register_error_handler(EverfoldError, _known)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _unknown)
-    app.wsgi_app = hot.HotCalls(service, app.wsgi_app)  # type: ignore[method-assign]
-    return app
+    return Front(hot.HotCalls(service), app)
 
 
 def _known(err: EverfoldError) -> Response:

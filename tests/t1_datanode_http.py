@@ -279,7 +279,7 @@ class TestRefusals:
             body = b"".join(
                 node.transport._app(environ, lambda status, headers, told=told: told.append(status))
             )
-            assert told == ["413 REQUEST ENTITY TOO LARGE"]
+            assert told[0].startswith("413 ")
             assert json.loads(body)["error"]["kind"] == "too_large"
 
     def test_every_answer_of_a_failed_node_is_unavailable(

@@ -198,7 +198,7 @@ class TestServer:
         with connect(node) as sock:
             sock.settimeout(6)
             with pytest.raises(TimeoutError):
-                sock.recv(1)  # gunicorn parks it after 5 s, and must not hang up
+                sock.recv(1)
             sock.sendall(request("HEAD", f"/v1/blocks/{block_of(1)[0].hex()}", 0))
             assert b" 404 " in sock.recv(65536)
 
