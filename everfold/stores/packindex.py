@@ -5,7 +5,8 @@ only after an orderly end (`close` leaves a mark, `open` takes it away). After a
 it is thrown away and made again by reading the packs.
 
 What was noted last waits in a dictionary and goes to the table a thousand at a time: a
-transaction for a single row cost 20 us, a row among many costs 3.
+transaction for a single row cost 20 us, a row among many costs 3. And of a block that is new,
+as almost all that are put, a table of bits tells so without SQLite: 0.5 us, not 5 to 50.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from everfold.model import BlockId, SpaceId
 
 _PAGE = 2000
 _RECENT_MAX = 1000  # 3 ms to write down, 250 KiB
+_BITS_MIN = 1 << 23  # 1 MiB: right about 99 % of new blocks at 80,000, 89 % at a million
 _FIND = "SELECT pack, at, size FROM packed WHERE block = ? AND space = ?"
 _INSERT = "INSERT OR REPLACE INTO packed VALUES (?, ?, ?, ?, ?)"
 _REMOVE = "DELETE FROM packed WHERE block = ? AND space = ?"
@@ -81,6 +83,18 @@ class PackIndex:
             self._db.execute(f"PRAGMA {pragma}").fetchall()
         self._db.executescript(_SCHEMA)
         self._finder = self._db.cursor()  # one for all: a cursor a question costs 0.5 us
+        self._bits, self._mask = bytearray(), 0  # a bit a noted name, or several; guarded, too
+        self._recall()
+
+    def _recall(self) -> None:
+        """Make the table of bits, eight for each block that is noted now."""
+        with self._guarded() as db:
+            (count,) = db.execute("SELECT COUNT(*) FROM packed").fetchone()
+            size = max(_BITS_MIN, 1 << (8 * count).bit_length())
+            self._bits, self._mask = bytearray(size // 8), size - 1
+            for (block,) in db.execute("SELECT block FROM packed"):
+                bit = int.from_bytes(block[16:20], "little") & self._mask
+                self._bits[bit >> 3] |= 1 << (bit & 7)
 
     def _take_mark(self) -> bool:
         try:
@@ -120,10 +134,13 @@ class PackIndex:
     def find_many(self, space: SpaceId, blocks: Iterable[BlockId]) -> dict[BlockId, Place]:
         """Return where those of these blocks are that are packed."""
         found = {}
-        finder, recent = self._finder, self._recent
+        finder, recent, bits, mask = self._finder, self._recent, self._bits, self._mask
         with self._lock:  # plainly, not `_guarded`: that costs as much as a question
             try:
                 for block in blocks:
+                    bit = int.from_bytes(block[16:20], "little") & mask
+                    if not bits[bit >> 3] & 1 << (bit & 7):
+                        continue
                     if (space, block) in recent:
                         place = recent[space, block]
                         if place is not None:
@@ -140,9 +157,11 @@ class PackIndex:
         """Note places, replacing what was known; all or, when that fails, none."""
         with self._lock:
             self._make_room()
-            recent = self._recent
+            recent, bits, mask = self._recent, self._bits, self._mask
             for block, space, pack, at, size in rows:
                 recent[space, block] = Place(pack, at, size)
+                bit = int.from_bytes(block[16:20], "little") & mask
+                bits[bit >> 3] |= 1 << (bit & 7)
 
     def remove(self, keys: Iterable[Key]) -> None:
         """Forget blocks."""
