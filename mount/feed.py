@@ -63,11 +63,12 @@ class FeedFollower:
             self._locks,
             self._nodes,
             core.lease.epoch,
+            core.lease.grants_locks,
         )
         asked_at = core.clock.monotonic()
         feed = core.names.feed(ask)
         core.lease.heard(ask, asked_at, feed)
-        if core.lease.is_recalled:
+        if core.lease.is_recalled or core.lease.are_locks_recalled:
             core.wants_lease.set()
         if self._is_away:
             log.info("the feed is back")

@@ -1,5 +1,5 @@
 """What a mount does on its own: tends open files, keeps the figures of statfs fresh, and
-takes and returns the write lease."""
+takes and returns the write lease and the right to grant locks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mount.core import Core
 from mount.feed import wait_for_feed
 from mount.files import Files
 from mount.lease import is_denied_for_good
+from mount.locks import Locks
 
 log = logging.getLogger(__name__)
 _TICK_S = 0.1
@@ -24,10 +25,13 @@ _CATCH_UP_S = 5.0
 
 
 class LeaseKeeper:
-    """A thread that asks for the write lease when this mount writes, and gives it back."""
+    """A thread that asks for the write lease when this mount writes, and gives it back.
 
-    def __init__(self, core: Core, files: Files) -> None:
-        self._core, self._files = core, files
+    The same for the right to grant locks, which is of use under the lease only.
+    """
+
+    def __init__(self, core: Core, files: Files, locks: Locks) -> None:
+        self._core, self._files, self._locks = core, files, locks
         self._is_ending = False
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
@@ -51,8 +55,12 @@ class LeaseKeeper:
             try:
                 if lease.is_recalled or lease.should_end():
                     self.let_go()
+                elif self._locks.should_give():
+                    self._let_go_of_locks()
                 elif not is_denied and lease.should_ask():
                     self._take()
+                if self._locks.should_take():
+                    self._locks.take()
             except EverfoldError as err:
                 is_denied = is_denied_for_good(err)
                 log.info("no write lease: %s", err)
@@ -69,9 +77,24 @@ class LeaseKeeper:
         """Answer nothing early any more, send on what was, give the lease back."""
         core = self._core
         core.lease.stop()
+        self._locks.stop()
         self._files.flush_all()
         if core.shipper.drain(core.policy.change_deadline_s):
+            self._locks.give()
             core.lease.give_back()
+
+    def _let_go_of_locks(self) -> None:
+        """Grant no more locks, send on what was written so far, tell which are held."""
+        core = self._core
+        self._locks.stop()
+        self._files.flush_all()
+        try:
+            core.wait_all()
+        except EverfoldError:
+            if core.shipper.broken is None:
+                raise
+            # What cannot be sent at all shall not keep others from their locks.
+        self._locks.give()
 
 
 class Housekeeper:

@@ -5,6 +5,8 @@ recently enough to be sure that nobody else does, it answers from memory. When a
 wants to write (the feed says so), it stops at once, sends on what it answered, and gives the
 lease back. Between, and while two are writing, every change waits for its commit.
 
+With the lease may go the right to grant locks (`mount.locks`), which the feed takes back alone.
+
 The time that counts is this machine's: a lease is believed for as long as the nameserver said
 when it was last asked, counted from before the question, less a margin for clocks that run
 at different speeds.
@@ -41,7 +43,9 @@ class WriteLease:
         self._is_recalled = False
         self._ask_at = 0.0
         self._wanted_at = -1e9
-        self.takes = self.recalls = 0
+        self.takes = self.recalls = self.locks_granted = 0
+        self.grants_locks = False  # set by `mount.locks`, under its lock
+        self.are_locks_recalled = False
 
     @property
     def held(self) -> int:
@@ -89,6 +93,8 @@ class WriteLease:
     def heard(self, asked: wire.FeedPoll, asked_at: float, feed: wire.Feed) -> None:
         """Take in what the feed says of the lease that was held when it was asked."""
         with self._lock:
+            if feed.are_locks_recalled and self.grants_locks:
+                self.are_locks_recalled = True  # before the lease is believed again, below
             if feed.is_recalled and self._epoch and not self._is_recalled:
                 self._is_recalled = True
                 self.recalls += 1

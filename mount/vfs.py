@@ -54,7 +54,7 @@ class Vfs:
         self._listings = Listings(core, is_virtual, self._history.listing, self._history.node)
         self.feed = FeedFollower(core, mount)
         self.keeper = Housekeeper(core, self._files)
-        self.lease_keeper = LeaseKeeper(core, self._files)
+        self.lease_keeper = LeaseKeeper(core, self._files, self._locks)
 
     def start(self) -> None:
         """Start the threads that follow the feed and tend open files."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.locks import Span, laid
-from everfold.model import SIZE_MAX, Ino, Lock, LockKind, LockType, MountId, SpaceId
+from everfold.model import SIZE_MAX, Ino, Lock, LockKind, LockType, MountId, Seq, SpaceId
 from nameserver.db import Database
 from nameserver.leases import Leases
 from nameserver.locks import Locks
@@ -336,3 +337,107 @@ def test_an_owner_s_locks_are_what_a_row_of_bytes_would_be(
         assert shown == cells
         joints = itertools.pairwise(spans)
         assert all(a.stop < b.start or a.type is not b.type for a, b in joints)
+
+
+# ---------------------------------------------------------------- one mount grants
+
+
+def grant(table: Table, mount: str) -> wire.LockLease:
+    """Let a mount have the write lease, and ask to grant locks."""
+    epoch = table.leases.take(wire.TakeLease(table.stage.space, MountId(mount))).epoch
+    return take(table, mount, epoch)
+
+
+def take(table: Table, mount: str, epoch: int) -> wire.LockLease:
+    return table.locks.leases.take(wire.TakeLocks(table.stage.space, MountId(mount), epoch))
+
+
+def give(table: Table, mount: str, *locks: Lock) -> list[Lock]:
+    ask = wire.GiveLocks(table.stage.space, MountId(mount), list(locks))
+    return table.locks.take_back(ask).lost
+
+
+def test_only_the_holder_of_the_write_lease_may_grant_locks(table: Table) -> None:
+    assert not take(table, "m1", 1).is_granted
+    assert grant(table, "m1").is_granted
+    assert not take(table, "m1", 2).is_granted
+    assert not take(table, "m2", 1).is_granted
+
+
+def test_the_right_to_grant_is_not_given_while_others_want_locks(table: Table) -> None:
+    table.set(B, WRITE)
+    assert not grant(table, "m1").is_granted
+    table.stage.clock.move(2)
+
+    assert take(table, "m1", 1) == wire.LockLease(True, [FILE])
+
+
+def test_while_a_mount_grants_others_wait_for_what_it_says(table: Table) -> None:
+    grant(table, "m1")
+    held = Lock(FILE, POSIX, WRITE, 1, 0, 10, 100)
+    asked = threading.Thread(target=lambda: answers.append(table.set(B, WRITE, 0, 5)))
+    answers: list[str] = []
+    asked.start()
+    poll = wire.FeedPoll(table.stage.space, MountId("m1"), Seq(0), 0.0)
+    while not recalled(table, poll):
+        pass
+    assert give(table, "m1", held) == []
+    asked.join()
+
+    assert answers == [BLOCKED]
+    assert table.held(A) == [("write", 0, 10)]
+    assert not recalled(table, poll)
+    assert table.set(B, WRITE, 10, 20) == ""
+
+
+def recalled(table: Table, poll: wire.FeedPoll) -> bool:
+    with table.stage.db.read() as cx:
+        return table.locks.leases.is_recalled(cx, poll)
+
+
+def test_a_silent_mount_that_grants_may_hold_any_lock_until_its_session_is_over(
+    table: Table,
+) -> None:
+    grant(table, "m1")
+    question = wire.TestLock(table.stage.space, MountId("m2"), Lock(FILE, POSIX, READ, 1, 0, 5, 1))
+    table.stage.clock.move(20)
+    table.seen("m2")
+    assert table.set(B, WRITE) == BLOCKED
+    with pytest.raises(EverfoldError) as unknown:
+        table.locks.test_lock(question)
+    assert unknown.value.kind is Kind.WOULD_BLOCK
+    table.stage.clock.move(11)
+
+    assert table.locks.test_lock(question).lock is None
+    assert table.set(B, WRITE) == ""
+    poll = wire.FeedPoll(table.stage.space, MountId("m1"), Seq(0), 0.0, grants_locks=True)
+    assert recalled(table, poll)
+
+
+def test_locks_that_were_granted_to_others_meanwhile_stay_theirs(table: Table) -> None:
+    grant(table, "m1")
+    table.drop("m1")
+    table.set(B, WRITE, 0, 5)
+    mine, lost = (Lock(FILE, POSIX, WRITE, 1, start, start + 5, 100) for start in (5, 0))
+
+    assert give(table, "m1", mine, lost) == [lost]
+    assert table.held(A) == [("write", 5, 10)]
+    assert table.held(B) == [("write", 0, 5)]
+    assert give(table, "m1", mine) == []
+
+
+def test_a_lock_is_let_go_without_asking_who_grants(table: Table) -> None:
+    table.set(B, WRITE)
+    table.stage.clock.move(2)
+    assert grant(table, "m1").remote == [FILE]
+    assert table.set(A, WRITE) == BLOCKED
+    table.set(B, UNLOCK)
+
+    assert table.set(A, WRITE) == ""
+
+
+def test_a_mount_that_begins_anew_grants_no_more(table: Table) -> None:
+    grant(table, "m1")
+    table.drop("m1")
+
+    assert table.set(B, WRITE) == ""
