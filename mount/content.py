@@ -51,6 +51,7 @@ class Content:
         "mtime_ns",
         "overlay",
         "pending",
+        "pushing",
         "read_seq",
         "release_staged",
         "seals",
@@ -75,6 +76,7 @@ class Content:
         self.seals = 0  # of them those that only complete a version
         self.last_number = 0  # the newest of them
         self.last_write_number = 0  # the newest that carries bytes
+        self.pushing = 0  # windows of the file that are on their way to the kernel
         self.handles = 0
         self.writers = 0
         self.has_open_version = False  # a record without seal went out

@@ -11,42 +11,25 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from dataclasses import dataclass, field
 
 import msgspec
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.extents import Piece
-from everfold.model import BLOCK_MAX, SIZE_MAX, Attr, BlockId, Ino, Seq
+from everfold.model import BLOCK_MAX, SIZE_MAX, Attr, Ino, Seq
 from mount import patience
-from mount.content import Content, Source
+from mount.content import Content
 from mount.core import Core
 from mount.filesystem import Opened
+from mount.handles import Handle
+from mount.pushes import settled
+from mount.reading import Reading
 from mount.shipper import HOLD_S
-from mount.staging import Place
+from mount.staging import RUN_MIN, Place, Staging
 
 FALLOC_KEEP_SIZE = 1
 FALLOC_PUNCH_HOLE = 2
 FALLOC_ZERO_RANGE = 16
-READ_AHEAD_MAX = 8 * BLOCK_MAX
-
-
-@dataclass(slots=True)
-class Handle:
-    """An open file description; `ahead` is how far read-ahead has come."""
-
-    content: Content
-    flags: int
-    next_offset: int = 0
-    window: int = 0
-    ahead: int = 0
-    locks: set[int] = field(default_factory=set)  # owners that took locks through it
-
-    @property
-    def is_writer(self) -> bool:
-        """Tell whether it was opened for writing."""
-        return self.flags & os.O_ACCMODE != os.O_RDONLY
 
 
 class Files:
@@ -54,6 +37,7 @@ class Files:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._reading = Reading(core)
         self._handles: dict[int, Handle] = {}
         self._numbers = itertools.count(1)
 
@@ -106,6 +90,8 @@ class Files:
         with core.lock:
             content = core.content(attr)
             handle = Handle(content, flags)
+            if handle.is_writer or flags & os.O_TRUNC:
+                settled(core, content)
             content.handles += 1
             content.writers += handle.is_writer
             fh = next(self._numbers)
@@ -160,90 +146,7 @@ class Files:
 
     def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
         """Return bytes at `offset`, short only at the end of the file."""
-        handle = self.handle(fh)
-        content = handle.content
-        self._core.refresh(content)
-        while True:
-            with self._core.lock:
-                size = min(size, content.size - offset)
-                if size <= 0:
-                    return b""
-                parts = self._gather(content, offset, size)
-            if parts is not None:
-                break
-            self._core.load_extents(content)
-        self._read_ahead(handle, offset, size)
-        pieces = [
-            part
-            if isinstance(part, bytes)
-            else self._core.blocks.read(part.source, part.at, part.length)
-            for part in parts
-        ]
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _gather(
-        self, content: Content, offset: int, size: int
-    ) -> list[bytes | Piece[BlockId]] | None:
-        """Return what a range consists of, None when committed extents must be fetched first.
-
-        Staged bytes are read here, under the lock that keeps them from being released.
-        """
-        parts: list[bytes | Piece[BlockId]] = []
-        at = offset
-        for piece in content.overlay.slices(offset, size):
-            if piece.offset > at and not self._committed(content, at, piece.offset - at, parts):
-                return None
-            parts.append(self._local(piece))
-            at = piece.end
-        rest = offset + size - at
-        if rest and not self._committed(content, at, rest, parts):
-            return None
-        return parts
-
-    def _local(self, piece: Piece[Source]) -> bytes | Piece[BlockId]:
-        if not isinstance(piece.source, int):
-            return Piece(piece.offset, piece.length, piece.source, piece.at)
-        if piece.source < 0:
-            return bytes(piece.length)
-        return self._core.staging.read(Place(piece.source, piece.at), piece.length)
-
-    def _committed(
-        self, content: Content, offset: int, size: int, parts: list[bytes | Piece[BlockId]]
-    ) -> bool:
-        if content.extents is None:
-            return False
-        at = offset
-        for piece in content.extents.slices(offset, size):
-            if piece.offset > at:
-                parts.append(bytes(piece.offset - at))
-            parts.append(piece)
-            at = piece.end
-        if at < offset + size:
-            parts.append(bytes(offset + size - at))
-        return True
-
-    def _read_ahead(self, handle: Handle, offset: int, size: int) -> None:
-        """Fetch what a sequential reader wants next; the window doubles while it goes on."""
-        end = offset + size
-        if offset != handle.next_offset:
-            handle.window = handle.ahead = 0
-            handle.next_offset = end
-            return
-        handle.next_offset = end
-        content = handle.content
-        if content.extents is None or end < handle.ahead - handle.window // 2:
-            return
-        handle.window = min(max(BLOCK_MAX, handle.window * 2), READ_AHEAD_MAX)
-        start = max(end, handle.ahead)
-        with self._core.lock:
-            if content.extents is None:
-                return
-            wanted = content.extents.slices(start, end + handle.window - start)
-        handle.ahead = end + handle.window
-        if wanted:
-            self._core.blocks.prefetch(
-                [(piece.source, piece.at + piece.length) for piece in wanted]
-            )
+        return self._reading.read(self.handle(fh), offset, size)
 
     # ------------------------------------------------------------ writing
 
@@ -257,14 +160,20 @@ class Files:
         core.refresh(content)
         if offset + len(data) > SIZE_MAX:
             raise EverfoldError(Kind.TOO_LARGE, "beyond the largest file")
-        place = core.staging.append(data)
+        is_append = bool(handle.flags & os.O_APPEND)
+        if len(data) < RUN_MIN or is_append:
+            places = [(0, len(data), core.staging.append(data))]
+        else:
+            places = _stage(core.staging, content.ino, offset, data)
         with core.lock:
-            if handle.flags & os.O_APPEND:
+            if is_append:
                 offset = content.size
             self._mark_dirty(content)
             if kill_priv:
                 self._kill_privileges(content)
-            content.write(offset, len(data), place.segment, place.offset, core.clock.time_ns())
+            now = core.clock.time_ns()
+            for at, length, place in places:
+                content.write(offset + at, length, place.segment, place.offset, now)
             if content.dirty_bytes >= core.policy.dirty_max:
                 core.flush(content)
         return len(data)
@@ -317,7 +226,8 @@ class Files:
             raise EverfoldError(Kind.IS_DIR if attr.is_dir else Kind.INVALID, "not a regular file")
         with core.lock:
             content = core.content(attr)
-        self.truncate(content, size, kill_priv)
+            settled(core, content)
+            self.truncate(content, size, kill_priv)
 
     def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
         """Grow a file, punch a hole or zero a range; other modes are UNSUPPORTED."""
@@ -462,3 +372,22 @@ class Files:
             if target.size < offset_out + n:
                 target.resize(offset_out + n, now)
         return n
+
+
+def _stage(
+    staging: Staging, ino: Ino, offset: int, data: bytes | memoryview
+) -> list[tuple[int, int, Place]]:
+    """Keep a large write, cut at multiples of BLOCK_MAX; return (offset in it, length, place)."""
+    view = memoryview(data)
+    places: list[tuple[int, int, Place]] = []
+    at = 0
+    try:
+        while at < len(view):
+            length = min(len(view) - at, BLOCK_MAX - (offset + at) % BLOCK_MAX)
+            places.append((at, length, staging.append(view[at : at + length], ino, offset + at)))
+            at += length
+    except EverfoldError:
+        for _, length, place in places:
+            staging.release(place.segment, length)
+        raise
+    return places

@@ -188,7 +188,7 @@ class KernelCache(Protocol):
     """What a kernel remembers, and how to make it forget."""
 
     def forget_entry(self, parent: Ino, name: bytes) -> None:
-        """Drop a name, a remembered absence too."""
+        """Drop a name, a remembered absence too, and the listing of its directory."""
         ...
 
     def forget_attr(self, ino: Ino) -> None:
@@ -201,4 +201,8 @@ class KernelCache(Protocol):
 
     def entry_deleted(self, parent: Ino, ino: Ino, name: bytes) -> None:
         """A name was deleted elsewhere: drop it even if it is in use, tell inotify."""
+        ...
+
+    def store(self, ino: Ino, offset: int, data: bytes) -> None:
+        """Put bytes into the page cache of a file, replacing what is there."""
         ...

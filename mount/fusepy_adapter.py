@@ -100,6 +100,9 @@ class NoCache:
     def entry_deleted(self, parent: Ino, ino: Ino, name: bytes) -> None:
         """Names expire at once."""
 
+    def store(self, ino: Ino, offset: int, data: bytes) -> None:
+        """It reads what it wants."""
+
 
 class FusepyMount:
     """One mount of `filesystem` through libfuse; the same interface as `KernelMount`.

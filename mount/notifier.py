@@ -1,4 +1,4 @@
-"""Tells the kernel what to forget, from a thread that serves no request.
+"""Tells the kernel what to forget or to remember, from a thread that serves no request.
 
 The kernel may hold a directory's lock while it waits for our answer, and telling it to drop
 a name takes that lock: whoever tells must not be whom the kernel waits for.
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from everfold.model import Ino
 from mount.filesystem import KernelCache
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,11 @@ class Notifier:
         self._cache = cache
         self._thread.start()
 
+    @property
+    def is_attached(self) -> bool:
+        """Tell whether there is a kernel that remembers what it is told."""
+        return self._cache is not None
+
     def forget_entry(self, parent: int, name: bytes) -> None:
         """Queue `KernelCache.forget_entry`."""
         if self._cache is not None:
@@ -51,6 +57,19 @@ class Notifier:
         """Queue `KernelCache.entry_deleted`."""
         if self._cache is not None:
             self._queue.put((self._cache.entry_deleted, (parent, ino, name)))
+
+    def store(self, ino: int, offset: int, data: bytes, done: Callable[[], None]) -> None:
+        """Queue `KernelCache.store`; `done` is called when it is over, whatever came of it."""
+        cache = self._cache
+
+        def tell() -> None:
+            try:
+                if cache is not None:
+                    cache.store(Ino(ino), offset, data)
+            finally:
+                done()
+
+        self._queue.put((tell, ()))
 
     def wait_told(self, timeout_s: float) -> bool:
         """Wait until all that was queued before has been told; False when it took too long."""

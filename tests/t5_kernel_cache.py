@@ -16,6 +16,7 @@ import pytest
 from everfold.errors import EverfoldError, Kind
 from everfold.model import ROOT
 from mount.filesystem import Caller, Changes
+from tests.harness.folders import cool
 from tests.harness.memfs import MemoryFilesystem
 from tests.harness.mounts import Mounted, mounted
 
@@ -181,6 +182,20 @@ def test_a_directory_deleted_elsewhere_while_the_kernel_sees_it_full(served: Mou
         served.cache.entry_deleted(ino, child, b"child")
 
     assert not folder.exists()
+
+
+def test_pages_that_were_put_are_read_without_asking(served: Mounted, file: Path) -> None:
+    file.write_bytes(b"a" * 10_000)
+    ino = file.stat().st_ino
+    cool(file)
+    before = requests(served, "READ")
+    served.cache.store(ino, 0, b"a" * 10_000)
+
+    assert file.read_bytes() == b"a" * 10_000
+    assert requests(served, "READ") == before
+    served.cache.forget_data(ino, 0, 0)
+    assert file.read_bytes() == b"a" * 10_000
+    assert requests(served, "READ") > before
 
 
 def listings(served: Mounted) -> int:

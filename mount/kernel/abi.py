@@ -72,6 +72,7 @@ class Notify(enum.IntEnum):
 
     INVAL_INODE = 2
     INVAL_ENTRY = 3
+    STORE = 4
     DELETE = 6
 
 
@@ -186,4 +187,5 @@ STATX_OUT: Final = struct.Struct("=QII16x" + "IIQIIIH2xQQQQ" + "qI4xqI4xqI4xqI4x
 
 NOTIFY_INODE: Final = struct.Struct("=Qqq")  # ino offset length
 NOTIFY_ENTRY: Final = struct.Struct("=QII")  # parent namelen flags; name NUL
+NOTIFY_STORE: Final = struct.Struct("=QQII")  # ino offset size -; data
 NOTIFY_DELETE: Final = struct.Struct("=QQII")  # parent child namelen -; name NUL

@@ -1,4 +1,4 @@
-"""Tell the kernel what to forget: `KernelCache` over the session's descriptor.
+"""Tell the kernel what to forget and what to remember: `KernelCache` over the session's descriptor.
 
 A notification may wait for the kernel's own locks (an inode's, a directory's), which a request
 that we have not answered yet may hold. So never call these from the thread that reads
@@ -71,12 +71,21 @@ class Notifier:
         # what they are it must ask.
         self.forget_attr(ino)
 
-    def _tell(self, code: Notify, body: bytes) -> bool:
-        message = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), code, 0) + body
+    def store(self, ino: Ino, offset: int, data: bytes) -> None:
+        """Put bytes into the page cache of a file, replacing what is there.
+
+        Waits for requests that concern the same pages. Whoever calls sees to it that the file
+        ends at or behind them, and that nobody writes to it meanwhile.
+        """
+        self._tell(Notify.STORE, abi.NOTIFY_STORE.pack(ino, offset, len(data), 0), data)
+
+    def _tell(self, code: Notify, body: bytes, data: bytes = b"") -> bool:
+        length = abi.OUT_HEADER.size + len(body) + len(data)
+        message = abi.OUT_HEADER.pack(length, code, 0) + body
         try:
             with self._open:
                 if self._fd >= 0:
-                    os.write(self._fd, message)
+                    os.writev(self._fd, (message, data) if data else (message,))
         except OSError as err:
             if err.errno in _NOTHING_TO_FORGET:
                 return True
