@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from everfold import wire
@@ -27,6 +27,8 @@ from nameserver.policy import Policy
 
 PLAN_MAX = 20_000  # blocks in one question
 SPARES_MAX = 16
+_NONE: frozenset[NodeId] = frozenset()
+_ANY_BAD = "SELECT 1 FROM replica INDEXED BY replica_bad WHERE space_id = ? AND is_bad > 0 LIMIT 1"
 _CHUNKS = (1, 16, 128, 512)  # few lengths, so that few statements are prepared
 _READ_ORDER = {
     NodeState.UP: 0,
@@ -70,17 +72,32 @@ class Ledger:
 
     # ------------------------------------------------------------ for the tree
 
-    def record(self, cx: Cx, space: SpaceId, stored: Sequence[wire.Stored], now_ns: int) -> None:
+    def record(
+        self,
+        cx: Cx,
+        space: SpaceId,
+        stored: Sequence[wire.Stored],
+        now_ns: int,
+        min_replicas: int,
+    ) -> set[BlockId]:
         """Note what a client put, and keep it from the garbage collector for a while.
 
         A copy on a node that is told to drop the block does not count: who put it without
-        asking (`Placements.spares`) cannot have known.
+        asking (`Placements.spares`) cannot have known. Returns what is safe by these copies
+        alone; nothing while the space has any bad copy, which might be one of them.
         """
         members = self._nodes.members(cx)
         dropping = _drops(cx, space, {item.block for item in stored})
         for item in stored:
             _check_block(item.block, item.size)
         stored = sorted(stored, key=lambda s: s.block)  # one order: no deadlock with a beat
+        taking = {
+            m.id for m in members.values() if m.state not in (NodeState.FAILED, NodeState.REMOVED)
+        }
+        copies = [
+            (item.block, {n for n in item.nodes if n in taking} - dropping.get(item.block, _NONE))
+            for item in stored
+        ]
         cx.many(
             "INSERT INTO block (space_id, block, size, kept_ns) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (space_id, block) DO UPDATE SET kept_ns = excluded.kept_ns",
@@ -90,32 +107,23 @@ class Ledger:
             "INSERT INTO replica (space_id, block, node, prefix, is_bad) VALUES (?, ?, ?, ?, 0)"
             " ON CONFLICT (space_id, block, node) DO UPDATE"
             " SET is_bad = CASE WHEN replica.is_bad = 2 THEN 0 ELSE replica.is_bad END",
-            [
-                (space, item.block, node, item.block[0])
-                for item in stored
-                for node in item.nodes
-                if node in members
-                and members[node].state not in (NodeState.FAILED, NodeState.REMOVED)
-                and node not in dropping.get(item.block, ())
-            ],
+            [(space, block, node, block[0]) for block, nodes in copies for node in sorted(nodes)],
         )
+        if cx.one(_ANY_BAD, space) is not None:
+            return set()
+        return {block for block, nodes in copies if _is_safe(nodes, members, min_replicas)}
 
     def short(
         self, cx: Cx, space: SpaceId, blocks: Iterable[BlockId], min_replicas: int
     ) -> set[BlockId]:
-        """Return those of `blocks` that are on too few nodes to be named by a commit.
-
-        A copy on a node that has just gone down still counts (its bytes are on its disk)
-        as long as another node can be read; repair replaces it.
-        """
+        """Return those of `blocks` that are on too few nodes to be named by a commit."""
         wanted = set(blocks)
         members = self._nodes.members(cx)
         held = self._copies(cx, space, wanted)
         short: set[BlockId] = set()
         for block in wanted:
-            states = [members[c.node].state for c in held.get(block, ()) if not c.is_bad]
-            durable = sum(s in LIVE or s is NodeState.DOWN for s in states)
-            if durable < min_replicas or not any(s in LIVE for s in states):
+            nodes = [c.node for c in held.get(block, ()) if not c.is_bad]
+            if not _is_safe(nodes, members, min_replicas):
                 short.add(block)
         return short
 
@@ -326,6 +334,22 @@ class BlockTokens:
             token = self._signer.mint("blocks", self._ttl_s, space=space, verbs=verbs)
             made = self._made[space, verbs] = (token, float(int(now) + int(self._ttl_s)))
         return made
+
+
+def _is_safe(nodes: Collection[NodeId], members: dict[NodeId, Member], min_replicas: int) -> bool:
+    """Tell whether a commit may name a block that is on these nodes.
+
+    A copy on a node that has just gone down still counts (its bytes are on its disk) as long
+    as another node can be read; repair replaces it.
+    """
+    live = down = 0
+    for node in nodes:
+        state = members[node].state
+        if state in LIVE:
+            live += 1
+        elif state is NodeState.DOWN:
+            down += 1
+    return live > 0 and live + down >= min_replicas
 
 
 def _any_drops(cx: Cx) -> bool:

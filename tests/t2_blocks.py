@@ -46,7 +46,7 @@ def where(desk: Desk, block: BlockId) -> list[NodeId]:
 def record(desk: Desk, database: Database, block: BlockId, nodes: list[str]) -> None:
     stored = wire.Stored(block, 1000, [NodeId(n) for n in nodes])
     with database.write() as cx:
-        desk.service.ledger.record(cx, SPACE, [stored], desk.clock.time_ns())
+        desk.service.ledger.record(cx, SPACE, [stored], desk.clock.time_ns(), 2)
 
 
 def is_short(desk: Desk, database: Database, block: BlockId) -> bool:
@@ -144,7 +144,7 @@ def test_a_copy_put_unasked_on_a_node_that_is_to_drop_it_does_not_count(
     desk.beat()
     with database.write() as cx:
         stored = [wire.Stored(block, 1000, [NodeId("dn1"), NodeId("dn3")])]
-        desk.service.ledger.record(cx, SPACE, stored, desk.clock.time_ns())
+        desk.service.ledger.record(cx, SPACE, stored, desk.clock.time_ns(), 2)
 
         assert desk.service.ledger.short(cx, SPACE, [block], 1) == set()
         assert desk.service.ledger.short(cx, SPACE, [block], 2) == {block}

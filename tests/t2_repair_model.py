@@ -48,7 +48,7 @@ class Misfortunes(RuleBasedStateMachine):
                 self.desk.nodes[node].put(SPACE, block)
             stored = wire.Stored(block, 1000, answer.targets[0] or [])
             with self.db.write() as cx:
-                self.desk.service.ledger.record(cx, SPACE, [stored], self.desk.clock.time_ns())
+                self.desk.service.ledger.record(cx, SPACE, [stored], self.desk.clock.time_ns(), 2)
             self.blocks.append(block)
 
     @rule(seconds=st.sampled_from([0.5, 2.0, 7.0]))

@@ -145,6 +145,17 @@ def test_a_save_through_a_temporary_name_in_one_batch_keeps_both_names(
     assert stage.names() == [b"f"]
 
 
+def test_an_emptiness_that_a_name_showed_stays_when_the_same_batch_fills_it(
+    stage: Stage, w: Writer
+) -> None:
+    ino = w.make("draft")
+    w.do(wire.Seal(ino, w.now))
+    op, stored = w.writing(ino, b"full")
+    w.do(wire.Rename(ROOT, b"draft", ROOT, b"f", w.now), op, stored=stored)
+
+    assert stage.story("f") == [(1, b""), (2, b"full")]
+
+
 def test_a_file_made_and_deleted_in_one_batch_can_be_read_in_its_history(
     stage: Stage, w: Writer
 ) -> None:

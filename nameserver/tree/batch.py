@@ -15,8 +15,9 @@ from typing import Final, NamedTuple
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.model import Ino, MountId, Seq, SpaceId
+from everfold.model import MountId, Seq, SpaceId
 from nameserver.db import Cx
+from nameserver.tree import checks
 from nameserver.tree.pending import Pending
 from nameserver.tree.rows import INODE_COLUMNS, VERSION_COLUMNS, EntryRow, Inode, Slot, VersionRow
 
@@ -24,7 +25,10 @@ _INODE: Final = (
     f"SELECT born, {INODE_COLUMNS} FROM inode INDEXED BY inode_now"
     " WHERE space_id = ? AND ino = ? AND died IS NULL"
 )
-_INODE_EVER: Final = "SELECT 1 FROM inode WHERE space_id = ? AND ino = ? LIMIT 1"
+_NEXT_USED: Final = "SELECT ino FROM inode WHERE space_id = ? AND ino >= ? ORDER BY ino LIMIT 1"
+_NEXT_NAME: Final = (
+    "SELECT name FROM entry WHERE space_id = ? AND parent = ? AND name >= ? ORDER BY name LIMIT 1"
+)
 _NEWEST_ENTRY: Final = (
     "SELECT born, died, ino, vbase, vlast FROM entry"
     " WHERE space_id = ? AND parent = ? AND name = ? ORDER BY born DESC LIMIT 1"
@@ -75,22 +79,28 @@ class Batch:
         self.first = Seq(state.seq + 1)
         self.seq = state.seq + 1
         self.at_ns = max(now_ns, state.at_ns + 1)
-        self.next_ino = state.next_ino
+        self.next_ino = self._reserved = state.next_ino
         self.size_max = 0  # set by the tree: the largest file
+        self.sound: set[int] = set()  # ids of operations that were looked at before
         self.live_bytes = self.history_bytes = self.inodes = 0  # by how much they change
         self._quota_left = state.quota_left
         self._inodes: dict[int, Inode | None] = {}
         self._slots: dict[tuple[int, bytes], Slot] = {}
-        self._changes: dict[object, wire.Change] = {}
+        self._made: set[int] = set()  # inodes that these operations made
+        self._named: set[int] = set()  # inodes that got a name in the commit being written
+        self._unused = (0, 0)  # inode numbers [from, to) that the database never had
+        self._free: dict[int, tuple[bytes, bytes | None]] = {}  # and names, of a directory
+        self._changes: dict[tuple[object, ...], tuple[object, ...]] = {}
         self.pending = Pending(cx, space)
 
     # ------------------------------------------------------------ reading
 
     def inode(self, ino: int) -> Inode:
         """Return a live inode; NOT_FOUND when there is none."""
-        if ino in self._inodes:
-            found = self._inodes[ino]
-        else:
+        found = self._inodes.get(ino)
+        if found is not None:
+            return found
+        if ino not in self._inodes:
             row = self.cx.one(_INODE, self.space, ino) if 0 < ino < 1 << 63 else None
             found = Inode(ino, row[0], row[1:], is_stored=True) if row else None
             if found is not None:
@@ -132,6 +142,25 @@ class Batch:
             found = self._slots[parent, name] = Slot(parent, name, newest)
         return found
 
+    def new_slot(self, parent: int, name: bytes) -> Slot:
+        """Return what `slot` does; quicker for names that never were, if they come in numbers.
+
+        One question tells the whole gap that a name lies in, and there is none to ask about a
+        directory that this commit made.
+        """
+        found = self._slots.get((parent, name))
+        if found is not None:
+            return found
+        if parent not in self._made:
+            start, end = self._free.get(parent, (b"", b""))
+            if name < start or (end is not None and name >= end):
+                row = self.cx.one(_NEXT_NAME, self.space, parent, name)
+                if row is not None and row[0] == name:
+                    return self.slot(parent, name)
+                self._free[parent] = (name, row[0] if row else None)
+        found = self._slots[parent, name] = Slot(parent, name, None)
+        return found
+
     def current(self, inode: Inode) -> VersionRow | None:
         """Return the version that is the inode's content now; `inode.top` is known after it."""
         if not inode.is_known:
@@ -157,10 +186,22 @@ class Batch:
 
     def check_fresh(self, ino: int) -> None:
         """Raise INVALID unless this inode number was reserved and never used."""
-        if not 1 < ino < self.next_ino:
+        if not 1 < ino < self._reserved:
             raise EverfoldError(Kind.INVALID, "the inode number was not reserved", str(ino))
-        if ino in self._inodes or self.cx.one(_INODE_EVER, self.space, ino):
-            raise EverfoldError(Kind.INVALID, "the inode number was used before", str(ino))
+        if ino not in self._inodes:
+            start, end = self._unused
+            if start <= ino < end:
+                return
+            row = self.cx.one(_NEXT_USED, self.space, ino)
+            self._unused = (ino, row[0] if row else self._reserved)
+            if row is None or row[0] > ino:
+                return
+        raise EverfoldError(Kind.INVALID, "the inode number was used before", str(ino))
+
+    def check_writing(self, op: wire.Write) -> None:
+        """Raise INVALID or TOO_LARGE unless the bytes that `op` describes can be."""
+        if id(op) not in self.sound:
+            checks.writing(op, self.size_max)
 
     def check_quota(self, growth: int) -> None:
         """Raise QUOTA when the owner may not have `growth` bytes more."""
@@ -173,8 +214,13 @@ class Batch:
     def next_seq(self) -> None:
         """Close the commit that is being written and go on with the next number."""
         self._log()
+        self._named.clear()
         self.seq += 1
         self.at_ns += 1
+
+    def is_shown_first(self, inode: Inode) -> bool:
+        """Tell whether only the commit being written shows what the inode has, at some name."""
+        return inode.content == self.seq or (not inode.size and inode.ino in self._named)
 
     def keep(self, entry: EntryRow, inode: Inode) -> None:
         """Before a name lets go of an inode: keep what it shows, if only this commit made it."""
@@ -186,6 +232,7 @@ class Batch:
     def add(self, inode: Inode) -> None:
         """Take in a new inode, born now."""
         self._inodes[inode.ino] = inode
+        self._made.add(inode.ino)
         self.pending.fresh_inode(inode)
         self.inodes += 1
 
@@ -221,11 +268,12 @@ class Batch:
 
     def open_entry(self, slot: Slot, inode: Inode) -> None:
         """Let a free name lead to `inode` from now on."""
-        used = slot.used
+        used = slot.used if slot.rows else 0
         is_old = inode.top > 0 or not inode.is_known
         shown = self._shown_before(slot, inode) if used and is_old else 0
         entry = EntryRow(self.seq, None, inode.ino, used - shown, 0, is_stored=False)
         slot.rows.append(entry)
+        self._named.add(inode.ino)
         self.pending.fresh_entry(slot, entry)
         self.changed("entry", inode.ino, slot.parent, slot.name)
 
@@ -275,7 +323,7 @@ class Batch:
         """Note what the feed will tell; of several notes on one name the last one counts."""
         key = (parent, name) if what == "entry" else (what, ino, at, length)
         self._changes.pop(key, None)
-        self._changes[key] = wire.Change(what, Ino(ino), Ino(parent), name, at, length)
+        self._changes[key] = (what, ino, parent, name, at, length)  # a `wire.Change` on the wire
 
     def finish(self) -> Seq:
         """Write everything; return the commit number that the space has then."""

@@ -12,6 +12,8 @@ from everfold.model import BLOCK_MAX, NAME_MAX, SIZE_MAX, SYMLINK_MAX
 
 VERSIONS_NAME: Final = b".versions"  # virtual in every directory; nothing real may bear it
 _INT64: Final = 1 << 63
+_ID_END: Final = 1 << 32
+_TYPE: Final = 0o170000
 _TYPES: Final = frozenset(
     (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR,
      stat.S_IFBLK)
@@ -50,7 +52,7 @@ def natural(*values: int) -> None:
 def owner(uid: int | None, gid: int | None) -> None:
     """Raise INVALID unless these are user and group ids (or None)."""
     for value in (uid, gid):
-        if value is not None and not 0 <= value < 1 << 32:
+        if value is not None and not 0 <= value < _ID_END:
             raise EverfoldError(Kind.INVALID, f"not an owner: {value}")
 
 
@@ -62,21 +64,32 @@ def permissions(mode: int | None) -> None:
 
 def making(op: wire.Make) -> None:
     """Raise INVALID unless the inode that `op` describes can be."""
-    if stat.S_IFMT(op.mode) not in _TYPES or op.mode != stat.S_IFMT(op.mode) | op.mode & 0o7777:
+    kind = op.mode & _TYPE
+    if kind not in _TYPES or op.mode >> 16:
         raise EverfoldError(Kind.INVALID, f"not the mode of an inode: {op.mode:o}")
-    if stat.S_ISLNK(op.mode) != bool(op.target) or b"\0" in op.target:
+    if (kind == stat.S_IFLNK) != bool(op.target) or b"\0" in op.target:
         raise EverfoldError(Kind.INVALID, "symlinks, and they alone, have a target")
     if len(op.target) > SYMLINK_MAX:
         raise EverfoldError(Kind.NAME_TOO_LONG, "the target of the symlink is too long")
-    owner(op.uid, op.gid)
-    natural(op.rdev)
-    int64(op.time_ns, op.ino)
+    if not (
+        0 <= op.uid < _ID_END
+        and 0 <= op.gid < _ID_END
+        and 0 <= op.rdev < _INT64
+        and -_INT64 <= op.time_ns < _INT64
+        and -_INT64 <= op.ino < _INT64
+    ):
+        owner(op.uid, op.gid)
+        natural(op.rdev)
+        int64(op.time_ns, op.ino)
 
 
 def writing(op: wire.Write, size_max: int) -> None:
     """Raise INVALID or TOO_LARGE unless the bytes that `op` describes can be."""
-    int64(op.mtime_ns, op.time_ns)
-    natural(op.base)
+    if not (
+        -_INT64 <= op.mtime_ns < _INT64 and -_INT64 <= op.time_ns < _INT64 and 0 <= op.base < _INT64
+    ):
+        int64(op.mtime_ns, op.time_ns)
+        natural(op.base)
     permissions(op.mode)
     if op.size > size_max:
         raise EverfoldError(Kind.TOO_LARGE, f"files have at most {size_max} bytes")
@@ -85,13 +98,10 @@ def writing(op: wire.Write, size_max: int) -> None:
     for offset, length in op.holes:
         _range(offset, length)
     for extent in op.extents:
-        _range(extent.offset, extent.length)
-        if (
-            len(extent.block) != BLOCK_ID_SIZE
-            or extent.length < 1
-            or extent.block_offset < 0
-            or extent.block_offset + extent.length > BLOCK_MAX
-        ):
+        offset, length, at = extent.offset, extent.length, extent.block_offset
+        if offset < 0 or length < 0 or offset + length > SIZE_MAX:
+            _range(offset, length)
+        if len(extent.block) != BLOCK_ID_SIZE or length < 1 or at < 0 or at + length > BLOCK_MAX:
             raise EverfoldError(Kind.INVALID, f"not a piece of a block: {extent!r:.120}")
 
 

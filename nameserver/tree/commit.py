@@ -24,10 +24,10 @@ from nameserver.tree.ledger import BlockLedger
 OPS_MAX: Final = 50_000  # in one batch
 
 _SPACE: Final = (
-    "SELECT s.seq, s.next_ino, a.quota, s.owner_id FROM space s JOIN account a"
-    " ON a.id = s.owner_id WHERE s.id = ?"
+    "SELECT s.seq, s.next_ino, a.quota, s.owner_id,"
+    " (SELECT c.at_ns FROM commit_log c WHERE c.space_id = s.id AND c.seq = s.seq)"
+    " FROM space s JOIN account a ON a.id = s.owner_id WHERE s.id = ?"
 )
-_LAST_AT: Final = "SELECT at_ns FROM commit_log WHERE space_id = ? AND seq = ?"
 _OWNED: Final = "SELECT CAST(SUM(live_bytes) AS BIGINT) FROM space WHERE owner_id = ?"
 _MOUNT: Final = "SELECT last_op, results FROM mount WHERE space_id = ? AND id = ?"
 _REMEMBER: Final = (
@@ -69,18 +69,19 @@ class Committer:
         if not ask.mount or not 1 <= ask.first_op < 1 << 62 or len(ask.ops) > OPS_MAX:
             raise EverfoldError(Kind.INVALID, f"not a batch of 1 to {OPS_MAX} numbered operations")
         state = _space(cx, ask.space)
+        safe: set[BlockId] = set()
         if ask.stored:
-            self._blocks.record(cx, ask.space, ask.stored, now_ns)
+            safe = self._blocks.record(cx, ask.space, ask.stored, now_ns, self._min_replicas)
         is_late = leases.check(cx, ask, now_ns)
         last_op, answered = _answered(cx, ask)
         if len(answered) == len(ask.ops):
             return wire.Committed(Seq(state.seq), answered)
         batch = Batch(cx, ask.space, state, author, ask.mount, now_ns)
         batch.size_max = self._size_max
-        fresh = (
-            [_late(op) for op in ask.ops[len(answered) :]] if is_late else ask.ops[len(answered) :]
-        )
-        self._check_safe(cx, ask.space, fresh)
+        fresh = ask.ops[len(answered) :] if answered else ask.ops
+        if is_late:
+            fresh = [_late(op) for op in fresh]
+        self._check_safe(cx, ask.space, self._named(batch, fresh) - safe)
         results = answered + [_apply(batch, op) for op in fresh]
         seq = batch.finish()
         last_op = ask.first_op + len(ask.ops) - 1
@@ -89,14 +90,13 @@ class Committer:
         cx.run(_REMEMBER, ask.space, ask.mount, user, device, last_op, kept, now_ns)
         return wire.Committed(seq, results, batch.first)
 
-    def _check_safe(self, cx: Cx, space: SpaceId, ops: list[wire.AnyOp]) -> None:
+    def _check_safe(self, cx: Cx, space: SpaceId, named: set[BlockId]) -> None:
         """Refuse the whole batch while it names a block that is not safe yet.
 
         Refusing one write alone would let what follows it through: a rename that publishes a
         file without its bytes. A block that history names already may be named again, however
         many copies are left: that makes nothing worse, and waiting might be for ever.
         """
-        named = {block for op in ops if isinstance(op, wire.Write) for block in self._named(op)}
         if not named:
             return
         for block in self._blocks.short(cx, space, named, self._min_replicas):
@@ -105,13 +105,18 @@ class Committer:
                     Kind.UNAVAILABLE, "a block is not on enough datanodes yet", block.hex()
                 )
 
-    def _named(self, op: wire.Write) -> list[BlockId]:
-        """Return the blocks of a write; none of one that is refused for being nonsense."""
-        try:
-            checks.writing(op, self._size_max)
-        except EverfoldError:
-            return []
-        return [extent.block for extent in op.extents]
+    def _named(self, batch: Batch, ops: list[wire.AnyOp]) -> set[BlockId]:
+        """Return the blocks that writes name; none of one that is refused for being nonsense."""
+        named: set[BlockId] = set()
+        for op in ops:
+            if isinstance(op, wire.Write):
+                try:
+                    checks.writing(op, self._size_max)
+                except EverfoldError:
+                    continue  # it is refused again, in its turn
+                batch.sound.add(id(op))
+                named.update([extent.block for extent in op.extents])
+        return named
 
 
 def _late(op: wire.AnyOp) -> wire.AnyOp:
@@ -124,13 +129,12 @@ def _space(cx: Cx, space: SpaceId) -> SpaceState:
     row = cx.one(_SPACE + (" FOR UPDATE OF s" if cx.is_postgres else ""), space)
     if row is None:
         raise EverfoldError(Kind.NOT_FOUND, "no such space", str(space))
-    seq, next_ino, quota, owner = row
-    at = cx.one(_LAST_AT, space, seq)
+    seq, next_ino, quota, owner, at_ns = row
     quota_left = None
     if quota:
         owned = cx.one(_OWNED, owner)
         quota_left = quota - (owned[0] if owned else 0)
-    return SpaceState(seq, next_ino, at[0] if at else 0, quota_left)
+    return SpaceState(seq, next_ino, at_ns or 0, quota_left)
 
 
 def _answered(cx: Cx, ask: wire.Commit) -> tuple[int, list[wire.Result]]:

@@ -29,7 +29,7 @@ _RANGES_MAX: Final = 8  # of one write, in the feed; more become one that covers
 
 def write(batch: Batch, op: wire.Write) -> wire.Result:
     """See `wire.Write`."""
-    checks.writing(op, batch.size_max)
+    batch.check_writing(op)
     patch = Patch(op.size, op.extents, op.holes, op.cut)
     if op.is_late and not batch.is_live(op.ino):
         return late.keep_after_death(batch, op, patch)
@@ -82,7 +82,7 @@ def replace(
         batch.edit(inode)
         batch.changed("attr", inode.ino)
         return False
-    if current is not None and current.is_sealed and inode.content == batch.seq:
+    if current is not None and current.is_sealed and batch.is_shown_first(inode):
         batch.next_seq()  # the version of this very commit stays
     _tell(batch, inode, patch)
     batch.edit(inode)
@@ -140,16 +140,18 @@ def restore(batch: Batch, op: wire.Restore) -> wire.Result:
 
 def _tell(batch: Batch, inode: Inode, patch: Patch) -> None:
     """Note for the feed which bytes change; length 0: from there to the end."""
-    ranges = [(e.offset, e.length) for e in patch.extents] + [h for h in patch.holes if h[1]]
-    cut = min(patch.size, patch.size if patch.cut is None else patch.cut)
+    ranges = [(e.offset, e.length) for e in patch.extents]
+    if patch.holes:
+        ranges += [hole for hole in patch.holes if hole[1]]
+    cut = patch.size if patch.cut is None else min(patch.size, patch.cut)
     if cut < inode.size:
         batch.changed("data", inode.ino, at=min([cut, *(r[0] for r in ranges)]))
         return
     if not ranges:
         batch.changed("attr", inode.ino)
         return
-    start = min(offset for offset, _ in ranges)
     if len(ranges) > _RANGES_MAX:
+        start = min(offset for offset, _ in ranges)
         end = max(offset + length for offset, length in ranges)
         ranges = [(start, end - start)]
     for offset, length in ranges:

@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from msgspec.structs import astuple
+
 from everfold.extents import Piece, PieceMap
 from everfold.model import BLOCK_MAX, SIZE_MAX, BlockId, Extent
-from nameserver.db import Cx
+from nameserver.db import Cx, Row
 from nameserver.tree.batch import Batch
 from nameserver.tree.rows import Inode
 
 _LIVE: Final = (
     "SELECT off, length, block, block_offset, born FROM extent INDEXED BY extent_now"
-    " WHERE space_id = ? AND ino = ? AND off > ? AND off < ? AND died IS NULL ORDER BY off"
+    " WHERE space_id = ? AND ino = ? AND off >= COALESCE((SELECT MAX(off) FROM extent"
+    " INDEXED BY extent_now WHERE space_id = ? AND ino = ? AND off <= ? AND died IS NULL), 0)"
+    " AND off < ? AND died IS NULL ORDER BY off"
 )
 _LIVE_AT: Final = (
     "SELECT off, length, block, block_offset FROM extent WHERE space_id = ? AND ino = ?"
@@ -52,8 +56,19 @@ def at(
 
 def now(cx: Cx, space: int, ino: int, offset: int = 0, end: int = SIZE_MAX) -> list[Extent]:
     """Return the live extents of an inode that touch ``[offset, end)``, in order."""
-    rows = cx.all(_LIVE, space, ino, offset - BLOCK_MAX, end)
-    return [Extent(*row[:4]) for row in rows if row[0] + row[1] > offset]
+    return [Extent(*row[:4]) for row in _live(cx, space, ino, offset, end)]
+
+
+def _live(cx: Cx, space: int, ino: int, offset: int, end: int) -> list[Row]:
+    """Return the rows of the live extents that touch ``[offset, end)``.
+
+    They do not overlap: from before `offset` only the last one can reach into the range. (All
+    that start less than a block before it were 1,000 rows in a file of 4 KiB pieces.)
+    """
+    rows = cx.all(_LIVE, space, ino, space, ino, offset, end)
+    if rows and rows[0][0] + rows[0][1] <= offset:
+        del rows[0]
+    return rows
 
 
 def patched(extents: Iterable[Extent], patch: Patch) -> PieceMap[BlockId]:
@@ -77,20 +92,14 @@ def lay(pieces: PieceMap[BlockId], patch: Patch) -> None:
 def swap(batch: Batch, inode: Inode, patch: Patch) -> Swap:
     """Work out what `patch` changes; changes nothing yet."""
     if not inode.allocated:
-        return Swap([], list(patched((), patch)), 0)
+        return Swap([], _fresh(patch), 0)
     if batch.pending.has_extents_of(inode.ino):
         batch.pending.flush()
     closed: list[tuple[int, int, int]] = []
     opened: list[Piece[BlockId]] = []
     kept = 0
     for group in _groups(inode, patch):
-        rows = [
-            row
-            for row in batch.cx.all(
-                _LIVE, batch.space, inode.ino, group.start - BLOCK_MAX, group.end
-            )
-            if row[0] + row[1] > group.start
-        ]
+        rows = _live(batch.cx, batch.space, inode.ino, group.start, group.end)
         before = PieceMap(Piece(*row[:4]) for row in rows)
         after = PieceMap(before)
         lay(after, group.patch)
@@ -104,15 +113,28 @@ def swap(batch: Batch, inode: Inode, patch: Patch) -> Swap:
     return Swap(closed, opened, kept)
 
 
+def _fresh(patch: Patch) -> list[Piece[BlockId]]:
+    """Return the pieces that `patch` makes of a file without any."""
+    if len(patch.extents) == 1:
+        offset, length, block, at = astuple(patch.extents[0])
+        if offset + length <= patch.size:  # most files: 1 us instead of 8
+            return [Piece(offset, length, block, at)]
+    return list(patched((), patch))
+
+
 def apply(batch: Batch, inode: Inode, change: Swap) -> None:
     """Write what `swap` worked out, as of the commit that is being written."""
-    for offset, born, _ in change.closed:
-        batch.pending.close_extent(inode.ino, offset, born, batch.seq)
+    seq, pending = batch.seq, batch.pending
+    gone = past = came = 0
+    for offset, born, length in change.closed:
+        pending.close_extent(inode.ino, offset, born, seq)
+        gone += length
+        if born != seq:
+            past += length
     for piece in change.opened:
-        batch.pending.open_extent(inode.ino, piece.offset, batch.seq, None, _stored(piece))
-    gone = sum(length for _, _, length in change.closed)
-    inode.allocated += sum(piece.length for piece in change.opened) - gone
-    past = sum(length for _, born, length in change.closed if born != batch.seq)
+        pending.open_extent(inode.ino, piece.offset, seq, None, _stored(piece))
+        came += piece.length
+    inode.allocated += came - gone
     batch.history_bytes += max(0, past - change.kept)
 
 

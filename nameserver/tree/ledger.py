@@ -13,8 +13,19 @@ from nameserver.db import Cx
 class BlockLedger(Protocol):
     """The replica map, asked within the transaction that needs the answer."""
 
-    def record(self, cx: Cx, space: SpaceId, stored: Sequence[wire.Stored], now_ns: int) -> None:
-        """Note that nodes acknowledged blocks to a client. INVALID for impossible blocks."""
+    def record(
+        self,
+        cx: Cx,
+        space: SpaceId,
+        stored: Sequence[wire.Stored],
+        now_ns: int,
+        min_replicas: int,
+    ) -> set[BlockId]:
+        """Note that nodes acknowledged blocks to a client. INVALID for impossible blocks.
+
+        Returns blocks that are on `min_replicas` nodes by this word alone, for certain; of
+        the others `short` knows more.
+        """
         ...
 
     def short(

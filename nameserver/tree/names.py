@@ -21,19 +21,19 @@ def make(batch: Batch, op: wire.Make) -> wire.Result:
     checks.new_name(op.name)
     checks.making(op)
     parent = batch.directory(op.parent)
-    slot = batch.slot(op.parent, op.name)
+    slot = batch.new_slot(op.parent, op.name)
     if slot.live is not None:
         raise EverfoldError(Kind.EXISTS, "the name is taken", repr(op.name))
-    batch.check_fresh(op.ino)
+    ino, time_ns = op.ino, op.time_ns
+    batch.check_fresh(ino)
     is_dir = stat.S_ISDIR(op.mode)
-    size = len(op.target)
-    values = (op.mode, 2 if is_dir else 1, op.uid, op.gid, size, op.time_ns, op.time_ns,
-              op.time_ns, op.time_ns, op.rdev, 0, 0, 0, op.target, 0)  # fmt: skip
-    inode = Inode(op.ino, batch.seq, values, is_stored=False)
+    values = (op.mode, 2 if is_dir else 1, op.uid, op.gid, len(op.target), time_ns, time_ns,
+              time_ns, time_ns, op.rdev, 0, 0, 0, op.target, 0)  # fmt: skip
+    inode = Inode(ino, batch.seq, values, is_stored=False)
     batch.add(inode)
     batch.open_entry(slot, inode)
-    batch.touch(parent, op.time_ns, nlink=1 if is_dir else 0)
-    return wire.Result(ino=op.ino)
+    batch.touch(parent, time_ns, nlink=1 if is_dir else 0)
+    return wire.Result(ino=ino)
 
 
 def link(batch: Batch, op: wire.Link) -> wire.Result:
@@ -44,7 +44,7 @@ def link(batch: Batch, op: wire.Link) -> wire.Result:
     parent = batch.directory(op.parent)
     if inode.is_dir:
         raise EverfoldError(Kind.NOT_PERMITTED, "directories have one name")
-    slot = batch.slot(op.parent, op.name)
+    slot = batch.new_slot(op.parent, op.name)
     if slot.live is not None:
         raise EverfoldError(Kind.EXISTS, "the name is taken", repr(op.name))
     if inode.nlink >= LINK_MAX:
@@ -89,7 +89,7 @@ def rename(batch: Batch, op: wire.Rename) -> wire.Result:
     batch.directory(op.new_parent)
     slot, inode = _standing(batch, op.parent, op.name)
     _expect(op.ino or None, inode.ino)
-    target = batch.slot(op.new_parent, op.new_name)
+    target = batch.new_slot(op.new_parent, op.new_name)
     replaced = batch.inode(target.live.ino) if target.live else None
     if op.flags == wire.RENAME_NOREPLACE and replaced is not None:
         raise EverfoldError(Kind.EXISTS, "the name is taken", repr(op.new_name))

@@ -21,6 +21,8 @@ VERSION_COLUMNS = (
     " is_sealed, is_conflict, is_pinned, base"
 )
 
+_TYPE = 0o170000  # the bits of a mode that tell what an inode is
+
 
 class VersionRow:
     """A row of `version`; see `models.Version`."""
@@ -73,12 +75,12 @@ class Inode:
     @property
     def is_dir(self) -> bool:
         """Tell whether this is a directory."""
-        return stat.S_ISDIR(self.mode)
+        return bool(self.mode & _TYPE == stat.S_IFDIR)
 
     @property
     def is_file(self) -> bool:
         """Tell whether this is a regular file."""
-        return stat.S_ISREG(self.mode)
+        return bool(self.mode & _TYPE == stat.S_IFREG)
 
 
 class EntryRow:
@@ -111,7 +113,10 @@ class Slot:
     @property
     def live(self) -> EntryRow | None:
         """Return the row of the present, None when the name is free."""
-        return self.rows[-1] if self.rows and self.rows[-1].died is None else None
+        if not self.rows:
+            return None
+        last = self.rows[-1]
+        return last if last.died is None else None
 
     @property
     def used(self) -> int:

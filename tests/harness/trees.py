@@ -53,9 +53,17 @@ class MemoryLedger:
     def __init__(self) -> None:
         self.nodes: dict[tuple[SpaceId, BlockId], set[NodeId]] = {}
 
-    def record(self, cx: Cx, space: SpaceId, stored: Sequence[wire.Stored], now_ns: int) -> None:
+    def record(
+        self,
+        cx: Cx,
+        space: SpaceId,
+        stored: Sequence[wire.Stored],
+        now_ns: int,
+        min_replicas: int,
+    ) -> set[BlockId]:
         for item in stored:
             self.nodes.setdefault((space, item.block), set()).update(item.nodes)
+        return {item.block for item in stored if len(set(item.nodes)) >= min_replicas}
 
     def short(
         self, cx: Cx, space: SpaceId, blocks: Iterable[BlockId], min_replicas: int
