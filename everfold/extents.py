@@ -7,7 +7,7 @@ staging segments. Laying a piece over others cuts what it covers; nothing here d
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
@@ -38,11 +38,12 @@ class Piece(NamedTuple, Generic[S]):
 class PieceMap(Generic[S]):
     """Disjoint pieces in order of offset; neighbours that continue each other are merged."""
 
-    __slots__ = ("_pieces", "_starts")
+    __slots__ = ("_covered", "_pieces", "_starts")
 
     def __init__(self, pieces: Iterable[Piece[S]] = ()) -> None:
         self._pieces: list[Piece[S]] = []
         self._starts: list[int] = []
+        self._covered = 0
         for piece in pieces:
             self.lay(*piece)
 
@@ -54,13 +55,13 @@ class PieceMap(Generic[S]):
 
     def _span(self, start: int, end: int) -> tuple[int, int]:
         """Return the index range of the pieces that touch ``[start, end)``."""
-        first = bisect_right(self._starts, start) - 1
-        if first < 0 or self._pieces[first].end <= start:
-            first += 1
-        last = first
-        while last < len(self._pieces) and self._starts[last] < end:
-            last += 1
-        return first, last
+        starts = self._starts
+        first = bisect_right(starts, start)
+        if first:
+            offset, length, _, _ = self._pieces[first - 1]
+            if offset + length > start:
+                first -= 1
+        return first, bisect_left(starts, end, first)
 
     def erase(self, offset: int, length: int) -> list[Piece[S]]:
         """Remove a range; return what was there, clipped to it."""
@@ -87,9 +88,15 @@ class PieceMap(Generic[S]):
         """Put a piece over whatever is there; return what it displaced, clipped to it."""
         if length <= 0:
             return []
-        displaced = self.erase(offset, length)
+        if not self._pieces or self._pieces[-1].end <= offset:
+            self._append(offset, length, source, at)
+            return []
+        displaced: list[Piece[S]] = []
+        first, last = self._span(offset, offset + length)
+        if first != last:
+            displaced = self.erase(offset, length)
+            first = last = bisect_right(self._starts, offset)
         piece = Piece(offset, length, source, at)
-        first = last = bisect_right(self._starts, offset)
         if first and _continues(self._pieces[first - 1], piece):
             first -= 1
             before = self._pieces[first]
@@ -99,6 +106,19 @@ class PieceMap(Generic[S]):
             last += 1
         self._replace(first, last, [piece])
         return displaced
+
+    def _append(self, offset: int, length: int, source: S, at: int) -> None:
+        """Put a piece after all others, as a file that is written from its start does."""
+        pieces = self._pieces
+        self._covered += length
+        if pieces:
+            last_offset, last_length, last_source, last_at = pieces[-1]
+            is_next = last_offset + last_length == offset and last_at + last_length == at
+            if is_next and last_source == source:
+                pieces[-1] = Piece(last_offset, last_length + length, source, last_at)
+                return
+        pieces.append(Piece(offset, length, source, at))
+        self._starts.append(offset)
 
     def erase_same(self, offset: int, length: int, source: S, at: int) -> list[Piece[S]]:
         """Remove from a range only what is still `source` from `at` on; return it."""
@@ -143,14 +163,19 @@ class PieceMap(Generic[S]):
     @property
     def covered(self) -> int:
         """Return how many bytes the pieces cover."""
-        return sum(piece.length for piece in self._pieces)
+        return self._covered
 
     def clear(self) -> None:
         """Remove every piece."""
         self._pieces.clear()
         self._starts.clear()
+        self._covered = 0
 
     def _replace(self, first: int, last: int, pieces: list[Piece[S]]) -> None:
+        for piece in self._pieces[first:last]:
+            self._covered -= piece.length
+        for piece in pieces:
+            self._covered += piece.length
         self._pieces[first:last] = pieces
         self._starts[first:last] = [piece.offset for piece in pieces]
 

@@ -16,9 +16,10 @@ import stat
 from collections.abc import Callable
 
 from everfold.errors import EverfoldError
-from everfold.extents import Piece, PieceMap, to_extents
+from everfold.extents import Piece, PieceMap
 from everfold.model import NOW, SIZE_MAX, Attr, BlockId, Extent, Seq
 from mount.records import StagedWrite
+from mount.shipper import Item
 
 Source = int | BlockId  # staging segment (>= 0), local hole (< 0), or a block by reference
 
@@ -57,6 +58,7 @@ class Content:
         "seals",
         "size",
         "time_ns",
+        "write_sent",
         "writers",
     )
 
@@ -76,6 +78,7 @@ class Content:
         self.seals = 0  # of them those that only complete a version
         self.last_number = 0  # the newest of them
         self.last_write_number = 0  # the newest that carries bytes
+        self.write_sent: Item | None = None  # that one, until it is through
         self.pushing = 0  # windows of the file that are on their way to the kernel
         self.handles = 0
         self.writers = 0
@@ -120,10 +123,14 @@ class Content:
     def write(self, offset: int, length: int, segment: int, at: int, now_ns: int) -> None:
         """Lay staged bytes over the file."""
         self.overlay.lay(offset, length, segment, at)
-        self._drop(self.dirty.lay(offset, length, segment, at))
-        self.size = max(self.size, offset + length)
+        displaced = self.dirty.lay(offset, length, segment, at)
+        if displaced:
+            self._drop(displaced)
+        if offset + length > self.size:
+            self.size = offset + length
         self.dirty_bytes += length
-        self._touch(now_ns)
+        self.mtime_ns = self.time_ns = now_ns
+        self.is_changed = True
 
     def reference(self, offset: int, length: int, block: BlockId, at: int, now_ns: int) -> None:
         """Lay bytes that the cluster has already over the file."""
@@ -152,25 +159,26 @@ class Content:
         """Turn what is dirty into a record; None when nothing is."""
         if not self.is_changed:
             return None
-        pieces = list(self.dirty)
+        staged, holes, extents = [], [], []
+        for offset, length, source, at in self.dirty:
+            if not isinstance(source, int):
+                extents.append(Extent(offset, length, source, at))
+            elif source >= 0:
+                staged.append((offset, length, source, at))
+            else:
+                holes.append((offset, length))
         record = StagedWrite(
-            ino=self.ino,
-            base=self.base,
-            size=self.size,
-            mtime_ns=self.mtime_ns,
-            time_ns=self.time_ns,
-            staged=[
-                (p.offset, p.length, p.source, p.at)
-                for p in pieces
-                if isinstance(p.source, int) and p.source >= 0
-            ],
-            extents=to_extents(_by_reference(pieces)),
-            holes=[
-                (p.offset, p.length) for p in pieces if isinstance(p.source, int) and p.source < 0
-            ],
-            cut=self.cut,
-            is_sealed=is_sealed,
-            mode=self.kill_mode,
+            self.ino,
+            self.base,
+            self.size,
+            self.mtime_ns,
+            self.time_ns,
+            staged,
+            extents,
+            holes,
+            self.cut,
+            is_sealed,
+            self.kill_mode,
         )
         self.dirty = PieceMap()
         self.cut = None
@@ -225,14 +233,6 @@ class Content:
         for piece in pieces:
             if isinstance(piece.source, int) and piece.source >= 0:
                 self.release_staged(piece.source, piece.length)
-
-
-def _by_reference(pieces: list[Piece[Source]]) -> list[Piece[BlockId]]:
-    return [
-        Piece(p.offset, p.length, BlockId(p.source), p.at)
-        for p in pieces
-        if not isinstance(p.source, int)
-    ]
 
 
 def youngest_hole() -> int:

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
 
-import msgspec
+from msgspec.structs import replace
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
@@ -30,13 +32,28 @@ from mount.journal import Journal
 from mount.knowledge import Knowledge, Unknown
 from mount.lease import WriteLease
 from mount.policy import Policy
-from mount.records import Local, StagedWrite, encode, ino_of, touched_by
+from mount.records import Local, Names, StagedWrite, encode, ino_of, sealed, touched_by
 from mount.shipper import Item, Shipper
 from mount.staging import Staging
 
 log = logging.getLogger(__name__)
 
 INO_RANGE = 4096
+_SETTLED_AT_ONCE = 64  # records, about 1 ms; then whoever waits for the lock gets his turn
+_BREATH_S = 0.0001
+
+Outcome = Future[tuple[wire.Result, Seq]]
+
+
+@dataclass(slots=True, eq=False)
+class Change(Item):
+    """A record of this mount on its way, and what is to happen when it is through."""
+
+    names: Names = ()  # that it changes: held in the tree until then
+    inos: Sequence[Ino] = ()
+    holes: int = 0  # the youngest local hole that it can hold
+    apply: Callable[[Seq], None] | None = None
+    outcome: Outcome | None = None  # somebody may wait for it
 
 
 class Core(Knowledge):
@@ -58,6 +75,7 @@ class Core(Knowledge):
         self.journal, self.shipper, self.lease = journal, shipper, lease
         self.wants_lease = threading.Event()  # set when the lease keeper has something to do
         self._fresh_inos: tuple[Ino, Ino] = (Ino(0), Ino(0))  # [next, end)
+        shipper.tell = self._settle
 
     def check_writable(self) -> None:
         """Raise READ_ONLY on a read-only mount, and what stopped the shipper if it was stopped."""
@@ -78,14 +96,15 @@ class Core(Knowledge):
         when there is none yet. Both are called with the lock held.
         """
         self.want_lease()
-        while self.lease.held:
-            self._wait_turn()
+        while True:
+            if self.shipper.queued >= self.policy.backlog_ops and self.lease.held:
+                self._wait_turn()
             try:
                 with self.lock:
                     if not self.lease.held:
                         break
                     check()
-                    self.submit(op)
+                    self.send(op)
                     apply(NOW)
                     return NOW
             except Unknown as unknown:
@@ -125,57 +144,65 @@ class Core(Knowledge):
             self._fresh_inos = (Ino(got.first + 1), Ino(got.first + got.count))
             return got.first
 
-    def submit(
-        self,
-        *records: Local,
-        hold_s: float = 0.0,
-        apply: Callable[[Seq], None] | None = None,
-    ) -> Future[tuple[wire.Result, Seq]]:
+    def send(self, record: Local, hold_s: float = 0.0) -> None:
+        """Journal a record and put it on its way; nobody waits for it.
+
+        The lock is taken here, so that the journal's order is the order of the changes.
+        """
+        with self.lock:
+            item = Change(self.journal.append((encode(record),)), record, epoch=self.lease.held)
+            if hold_s:
+                item.hold_until = self.clock.monotonic() + hold_s
+            self._expect(item)
+            self.shipper.submit([item])
+
+    def submit(self, *records: Local, apply: Callable[[Seq], None] | None = None) -> Outcome:
         """Journal records and send them on their way, in one commit.
 
         The future tells what became of the first; `apply` is called when that is committed,
         in one step with the end of its hold on the tree, whether or not somebody still waits.
-        The lock is taken here, so that the journal's order is the order of the changes.
         """
-        outcome: Future[tuple[wire.Result, Seq]] = Future()
-        holes = youngest_hole()
-
-        def done(item: Item, result: wire.Result, seq: Seq) -> None:
-            with self.lock:
-                if apply is not None and item.number == first and not result.kind:
-                    apply(seq)
-                self._settle(item, result, seq, holes)
-            if item.number == first:
-                outcome.set_result((result, seq))
-
+        outcome: Outcome = Future()
         with self.lock:
             first = self.journal.append([encode(record) for record in records])
-            until = self.clock.monotonic() + hold_s if hold_s else 0.0
-            items = []
+            items: list[Item] = []
             for number, record in enumerate(records, first):
-                self._expect(record, number)
-                items.append(
-                    Item(
-                        number,
-                        record,
-                        done,
-                        epoch=self.lease.held,
-                        hold_until=until,
-                        is_glued=number > first,
-                    )
-                )
+                item = Change(number, record, epoch=self.lease.held, is_glued=number > first)
+                if number == first:
+                    item.apply, item.outcome = apply, outcome
+                self._expect(item)
+                items.append(item)
             self.shipper.submit(items)
         return outcome
 
-    def _expect(self, record: Local, number: int) -> None:
-        self.tree.hold(*touched_by(record))
-        content = self.contents.get(ino_of(record))
+    def _expect(self, item: Change) -> None:
+        record = item.record
+        item.names, item.inos = touched_by(record)
+        self.tree.hold(item.names, item.inos)
+        content = None if item.names else self.contents.get(ino_of(record))
         if content is not None:
             content.pending += 1
-            content.seals += isinstance(record, wire.Seal)
-            content.last_number = number
-            if isinstance(record, StagedWrite):
-                content.last_write_number = number
+            content.last_number = item.number
+            if type(record) is StagedWrite:
+                content.write_sent, content.last_write_number = item, item.number
+                item.holes = youngest_hole()
+            elif type(record) is wire.Seal:
+                content.seals += 1
+
+    def seal(self, content: Content) -> None:
+        """Complete the open version of a file; nobody writes it any more. Hold the lock.
+
+        Where the last write waits here still it takes the seal along: the journal has a
+        record of each save all the same, and there is one operation less to commit.
+        """
+        write = content.write_sent
+        if write is not None and write.number == content.last_number:
+            record = sealed(write.record)
+            if self.shipper.amend(write, record):
+                self.journal.amend(write.number, encode(record))
+                return
+        self.send(wire.Seal(content.ino, self.clock.time_ns()))
+        self.shipper.release(content.last_number)
 
     def commit(
         self, record: Local, apply: Callable[[Seq], None] | None = None
@@ -190,7 +217,7 @@ class Core(Knowledge):
         self.shipper.hurry(self.journal.next_number - 1)
         return self.outcome_of(outcome)
 
-    def outcome_of(self, outcome: Future[tuple[wire.Result, Seq]]) -> tuple[wire.Result, Seq]:
+    def outcome_of(self, outcome: Outcome) -> tuple[wire.Result, Seq]:
         """Wait for what became of a change; raises as `commit` does."""
         try:
             result, seq = outcome.result(self.policy.change_deadline_s)
@@ -249,50 +276,72 @@ class Core(Knowledge):
                 return
             known = self.tree.attr(content.ino)
             if known is not None and content.kill_mode is not None:
-                self.tree.set_attr(msgspec.structs.replace(known, mode=content.mode_of(known)))
+                self.tree.set_attr(replace(known, mode=content.mode_of(known)))
             record = content.take(is_sealed)
             if record is not None:
                 self.want_lease()
                 content.has_open_version = not is_sealed
-                self.submit(record, hold_s=hold_s)
+                self.send(record, hold_s)
 
-    def _settle(self, item: Item, result: wire.Result, seq: Seq, holes: int) -> None:
-        """A record is through: let its file's committed state follow. Shipper's thread."""
-        record = item.record
-        ino = ino_of(record)
-        with self.lock:
-            names, inos = touched_by(record)
-            self.tree.let_go(names, inos, Seq(0) if result.kind else seq)
-            if result.kind:
-                self._unlearn(names, inos)
-            self._advance(item, seq)
-            self.feed_moved.notify_all()
-            content = self.contents.get(ino) if ino else None
-            if content is None:
-                return
-            content.pending -= 1
-            content.seals -= isinstance(record, wire.Seal)
-            kind = Kind(result.kind) if result.kind else None
-            if kind is None:
-                self._settle_done(content, item, result, seq, holes)
-            elif kind is Kind.NOT_FOUND:
-                if isinstance(record, StagedWrite):
-                    content.refused(record, holes)
-                attr = self.tree.attr(ino)
-                if attr is not None and not content.is_orphan:
-                    self.orphan(content, attr, Seq(max(1, self.feed_seq - 1)))
-            elif self.shipper.broken is None:
-                if isinstance(record, StagedWrite):
-                    content.refused(record, holes)
-                content.is_stale = True
-                content.error = EverfoldError(kind, result.message)
-            else:
-                content.error = EverfoldError(kind, result.message)
-            if not content.is_active and content.is_stale:
-                self._forget_file(content)
+    def _settle(self, items: Sequence[Item], results: Sequence[wire.Result], seq: Seq) -> None:
+        """Records are through: let what is known follow. Shipper's thread."""
+        for first in range(0, len(items), _SETTLED_AT_ONCE):
+            if first:
+                time.sleep(_BREATH_S)
+            part = range(first, min(first + _SETTLED_AT_ONCE, len(items)))
+            with self.lock:
+                self._advance(items[first], seq)
+                for i in part:
+                    item = items[i]
+                    if isinstance(item, Change):
+                        self._settle_one(item, results[i], seq)
+                    else:  # of an earlier process
+                        item.done(item, results[i], seq)
+                self.feed_moved.notify_all()
+            for i in part:
+                item = items[i]
+                if isinstance(item, Change) and item.outcome is not None:
+                    item.outcome.set_result((results[i], seq))
+
+    def _settle_one(self, item: Change, result: wire.Result, seq: Seq) -> None:
+        """Let the tree and the file's committed state follow a record. Hold the lock."""
+        if item.apply is not None and not result.kind:
+            item.apply(seq)
+        self.tree.let_go(item.names, item.inos, Seq(0) if result.kind else seq)
+        if result.kind:
+            self._unlearn(item.names, item.inos)
+        content = None if item.names else self.contents.get(ino_of(item.record))
+        if content is None:
+            return
+        content.pending -= 1
+        content.seals -= type(item.record) is wire.Seal
+        if content.write_sent is item:
+            content.write_sent = None
+        if not result.kind:
+            self._settle_done(content, item, result, seq)
+        else:
+            self._settle_refused(content, item, result)
+        if content.is_stale and not content.is_active:
+            self._forget_file(content)
+        if content.is_orphan:
             self.drop_content(content)
 
-    def _unlearn(self, names: list[tuple[Ino, bytes]], inos: list[Ino]) -> None:
+    def _settle_refused(self, content: Content, item: Change, result: wire.Result) -> None:
+        record, kind = item.record, Kind(result.kind)
+        if kind is not Kind.NOT_FOUND:
+            content.error = EverfoldError(kind, result.message)
+            if self.shipper.broken is not None:
+                return  # the journal keeps it, and the next mount sends it
+        if isinstance(record, StagedWrite):
+            content.refused(record, item.holes)
+        if kind is not Kind.NOT_FOUND:
+            content.is_stale = True
+            return
+        attr = self.tree.attr(content.ino)
+        if attr is not None and not content.is_orphan:
+            self.orphan(content, attr, Seq(max(1, self.feed_seq - 1)))
+
+    def _unlearn(self, names: Names, inos: Sequence[Ino]) -> None:
         """A change was refused: what the tree may have made of it is asked for anew."""
         for parent, name in names:
             self.tree.forget_name(parent, name)
@@ -302,16 +351,14 @@ class Core(Knowledge):
                 self.tree.forget_attr(ino)
                 self.notifier.forget_attr(ino)
 
-    def _settle_done(
-        self, content: Content, item: Item, result: wire.Result, seq: Seq, holes: int
-    ) -> None:
+    def _settle_done(self, content: Content, item: Change, result: wire.Result, seq: Seq) -> None:
         record = item.record
         attr = self.tree.attr(content.ino)
         if isinstance(record, StagedWrite) and isinstance(item.shipped, wire.Write):
-            content.committed(record, item.shipped.extents, holes)
+            content.committed(record, item.shipped.extents, item.holes)
             content.base = result.version or content.base
             if attr is not None:
-                attr = msgspec.structs.replace(
+                attr = replace(
                     attr,
                     size=record.size,
                     mtime_ns=record.mtime_ns,
@@ -323,10 +370,10 @@ class Core(Knowledge):
                 self.tree.set_attr(attr)
         elif isinstance(record, wire.SetAttr) and attr is not None:
             if record.mtime_ns is not None:  # a write that went before it has set its own
-                self.tree.set_attr(msgspec.structs.replace(attr, mtime_ns=record.mtime_ns))
+                self.tree.set_attr(replace(attr, mtime_ns=record.mtime_ns))
         elif isinstance(record, wire.Seal) and attr is not None and result.version:
             content.base = result.version
-            self.tree.set_attr(msgspec.structs.replace(attr, version=result.version))
+            self.tree.set_attr(replace(attr, version=result.version))
 
     def _advance(self, item: Item, seq: Seq) -> None:
         """Follow the feed's position over commits of our own: nothing lies between."""

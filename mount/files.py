@@ -67,7 +67,7 @@ class Files:
         """Open a file that this mount just made."""
         with self._core.lock:
             opened = self._open(attr, flags)
-            content = self.handle(opened.fh).content
+            content = self._handles[opened.fh].content
             content.load_nothing()
             content.is_new = True
             if is_orphan:
@@ -106,6 +106,8 @@ class Files:
         """
         core = self._core
         content = self.handle(fh).content
+        if not content.is_changed and not content.pending and content.error is None:
+            return  # nothing was written through any descriptor
         is_alone = bool(core.lease.held)
         with core.lock:
             core.flush(content, hold_s=HOLD_S if is_alone else 0.0)
@@ -134,13 +136,12 @@ class Files:
         core = self._core
         if content.is_changed:
             core.flush(content, is_sealed=True)
+            core.shipper.release(content.last_number)
         elif content.has_open_version:
-            # A record of its own: after a crash the journal must tell one save from the next.
-            core.submit(wire.Seal(content.ino, core.clock.time_ns()))
+            core.seal(content)
         elif content.is_new and not content.base and not content.last_write_number:
-            core.submit(wire.Seal(content.ino, core.clock.time_ns()))
+            core.send(wire.Seal(content.ino, core.clock.time_ns()))
         content.has_open_version = content.is_new = False
-        core.shipper.release(content.last_number)
 
     # ------------------------------------------------------------ reading
 
@@ -156,13 +157,14 @@ class Files:
         if not handle.is_writer:
             raise EverfoldError(Kind.INVALID, "not open for writing")
         core.wait_room()
-        content = handle.content
-        core.refresh(content)
-        if offset + len(data) > SIZE_MAX:
+        content, size = handle.content, len(data)
+        if not content.is_changed or content.is_orphan:
+            core.refresh(content)
+        if offset + size > SIZE_MAX:
             raise EverfoldError(Kind.TOO_LARGE, "beyond the largest file")
         is_append = bool(handle.flags & os.O_APPEND)
-        if len(data) < RUN_MIN or is_append:
-            places = [(0, len(data), core.staging.append(data))]
+        if size < RUN_MIN or is_append:
+            places = [(0, size, core.staging.append(data))]
         else:
             places = _stage(core.staging, content.ino, offset, data)
         with core.lock:
@@ -176,7 +178,7 @@ class Files:
                 content.write(offset + at, length, place.segment, place.offset, now)
             if content.dirty_bytes >= core.policy.dirty_max:
                 core.flush(content)
-        return len(data)
+        return size
 
     def _mark_dirty(self, content: Content) -> None:
         now = self._core.clock.monotonic()
@@ -196,7 +198,7 @@ class Files:
             if content.attr is not None:
                 content.attr = msgspec.structs.replace(content.attr, mode=mode)
         if attr.has_xattrs and not content.is_orphan:
-            core.submit(wire.RemoveXattr(content.ino, b"security.capability", core.clock.time_ns()))
+            core.send(wire.RemoveXattr(content.ino, b"security.capability", core.clock.time_ns()))
 
     def truncate(self, content: Content, size: int, kill_priv: bool = False) -> None:
         """Set the size of a file; what a larger size uncovers is a hole."""
@@ -301,7 +303,7 @@ class Files:
                     and now - content.last_write > policy.quiet_s
                 ):
                     content.has_open_version = False
-                    core.submit(wire.Seal(content.ino, core.clock.time_ns()))
+                    core.seal(content)
 
     # ------------------------------------------------------------ holes and copies
 

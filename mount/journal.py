@@ -28,6 +28,7 @@ from mount.journalfile import FrameKind, pack_frame, pack_header, path_of, settl
 
 FILE_BYTES: Final = 8 * 1024 * 1024
 TRIM_BYTES: Final = 256 * 1024  # a wholly trimmed file of this size is replaced by a fresh one
+_RECORD: Final = FrameKind.RECORD  # looked up in its class at every append it costs 0.1 µs
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Journal:
         self._path = directory
         self._fd = -1
         self._size = 0
+        self._amendments: list[bytes] = []  # frames that go before the next ones
         self._failed = ""  # why nothing may be appended any more
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -125,13 +127,18 @@ class Journal:
         with self._lock:
             self._make_room()
             first = self._next
-            self._write(
-                b"".join(
-                    [pack_frame(FrameKind.RECORD, n, body) for n, body in enumerate(records, first)]
-                )
-            )
+            self._write_on([pack_frame(_RECORD, n, body) for n, body in enumerate(records, first)])
             self._next += len(records)
             return first
+
+    def amend(self, number: int, record: bytes) -> None:
+        """Let the record `number`, appended before, read as `record` from now on.
+
+        It is written with what is appended next, and not before: a crash until then leaves
+        the record as it was.
+        """
+        with self._lock:
+            self._amendments.append(pack_frame(FrameKind.AMEND, number, record))
 
     def skip_to(self, number: int) -> None:
         """Make `number` the next one, unless that is behind already."""
@@ -151,7 +158,7 @@ class Journal:
         with self._lock:
             self._make_room()
             last = self._next - 1 if number is None else min(number, self._next - 1)
-            self._write(pack_frame(FrameKind.MARK, last))
+            self._write_on([pack_frame(FrameKind.MARK, last)])
             unsynced = [full for full in self._full if full.fd >= 0]
             fds = [os.dup(full.fd) for full in unsynced] + [os.dup(self._fd)]
         try:
@@ -190,6 +197,11 @@ class Journal:
         with self._lock:
             if self._lock_fd < 0:
                 return
+            try:
+                if self._amendments and not self._failed:
+                    self._write_on([])
+            except EverfoldError as err:  # then it replays as before the amendments
+                _log.warning("journal: not all was written: %s", err)
             self._failed = "the journal is closed"
             for full in self._full:
                 _close(full)
@@ -221,6 +233,11 @@ class Journal:
         if self._fd >= 0:
             self._full.append(_Full(self._path, self._next - 1, self._fd))
         self._index, self._path, self._fd, self._size = self._index + 1, path, fd, len(header)
+
+    def _write_on(self, frames: list[bytes]) -> None:
+        """Append whole frames after the amendments that wait, or nothing."""
+        self._write(b"".join(self._amendments + frames))
+        self._amendments.clear()
 
     def _write(self, frames: bytes) -> None:
         """Append whole frames, or nothing."""

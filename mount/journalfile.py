@@ -2,9 +2,10 @@
 
 A journal is a row of files ``journal-<index>``. Each starts with a header (magic, number of
 its first record, boot id of the machine that wrote it, flags) and goes on with frames: head
-(length, number, kind, checksum of the body, checksum of the head), then the body. Four kinds
+(length, number, kind, checksum of the body, checksum of the head), then the body. Five kinds
 of frame: a record; a mark (everything up to `number` is on the disk for sure); a trim
-(everything up to `number` is in the cluster); a skip (the next record is `number` + 1).
+(everything up to `number` is in the cluster); a skip (the next record is `number` + 1); an
+amendment (the record `number`, which is before it, reads as this body).
 
 Invariant of reading back: what is given is a run of records without a hole, from the trim
 point on. A frame that was cut off by a crash was never acknowledged and goes; anything else
@@ -32,6 +33,7 @@ _HEADER: Final = struct.Struct("<8sQ36sII")  # magic, first record, boot id, fla
 _HEAD: Final = struct.Struct("<IQBI")  # length, number, kind, crc32 of the body
 _CRC: Final = struct.Struct("<I")
 _FRAME_MIN: Final = _HEAD.size + _CRC.size
+_crc32 = zlib.crc32
 _SUPERSEDES: Final = 1  # flag: this file holds all that was good in the files before it
 _log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class FrameKind(enum.IntEnum):
     MARK = 2
     TRIM = 3
     SKIP = 4
+    AMEND = 5
 
 
 class Frame(NamedTuple):
@@ -71,8 +74,8 @@ def pack_header(first: int, boot: str, supersedes: bool = False) -> bytes:
 
 def pack_frame(kind: FrameKind, number: int, body: bytes = b"") -> bytes:
     """Return one frame."""
-    head = _HEAD.pack(len(body), number, kind, zlib.crc32(body))
-    return b"".join((head, _CRC.pack(zlib.crc32(head)), body))
+    head = _HEAD.pack(len(body), number, kind, _crc32(body))
+    return head + _CRC.pack(_crc32(head)) + body
 
 
 def frames(raw: bytes, at: int = _HEADER.size) -> Iterator[Frame]:
@@ -151,6 +154,7 @@ class Run:
     after_power_cut: bool = False
     is_damaged: bool = False
     aside: list[Path] = field(default_factory=list)  # out of the run, wholly or from `end` on
+    amended: dict[int, bytes] = field(default_factory=dict)  # number -> what it reads as
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """Yield (number, body) of the run, from after the trim point, in order."""
@@ -162,7 +166,7 @@ class Run:
                 continue
             for frame in frames(raw[: kept.end]):
                 if frame.kind == FrameKind.RECORD and self.trimmed < frame.number <= limit:
-                    yield frame.number, frame.body
+                    yield frame.number, self.amended.get(frame.number, frame.body)
 
 
 def journal_paths(directory: Path) -> list[Path]:
@@ -220,6 +224,8 @@ def _walk(run: Run, path: Path, raw: bytes, header: _Header, boot: str) -> None:
             run.trimmed = max(run.trimmed, frame.number)
         elif frame.kind == FrameKind.MARK:
             run.marked = max(run.marked, frame.number)
+        elif frame.kind == FrameKind.AMEND:
+            run.amended[frame.number] = frame.body
         end = frame.end
     run.kept.append(Kept(path, end, run.next_number - 1))
     if tail_of(raw, end) is Tail.DAMAGED:  # or a whole frame that does not follow

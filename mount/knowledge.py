@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-import msgspec
+from msgspec.structs import replace
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
@@ -82,9 +82,14 @@ class Knowledge:
         """Return the attributes of an inode, local changes included. NOT_FOUND, or STALE."""
         with self.lock:
             content = self.contents.get(ino)
-            attr = self.tree.attr(ino) if content is None or content.attr is None else content.attr
+            if content is None:
+                attr = self.tree.attr(ino)
+            else:
+                attr = content.attr or self.tree.attr(ino)
+                if attr is not None and content.is_active:
+                    return _with(content, attr)
             if attr is not None:
-                return self._local(attr)
+                return attr
         if content is not None and content.is_orphan:
             return self._orphan_attr(content)
         patience.require()
@@ -100,22 +105,14 @@ class Knowledge:
 
     def _local(self, attr: Attr) -> Attr:
         content = self.contents.get(attr.ino)
-        if content is None or not content.is_active:
-            return attr
-        return msgspec.structs.replace(
-            attr,
-            mode=content.mode_of(attr),
-            size=content.size,
-            mtime_ns=content.mtime_ns,
-            ctime_ns=max(attr.ctime_ns, content.time_ns),
-        )
+        return attr if content is None or not content.is_active else _with(content, attr)
 
     def shown(self, attr: Attr) -> Attr:
         """Return attributes as this mount shows them (owner mapping)."""
         policy = self.policy
         if policy.uid is None and policy.gid is None:
             return attr
-        return msgspec.structs.replace(
+        return replace(
             attr,
             uid=attr.uid if policy.uid is None else policy.uid,
             gid=attr.gid if policy.gid is None else policy.gid,
@@ -128,9 +125,12 @@ class Knowledge:
 
     def node(self, attr: Attr) -> Node:
         """Return an inode as the kernel gets it."""
-        if self.is_live:
-            return Node(self.shown(attr), self.policy.entry_ttl_s, self.policy.attr_ttl_s)
-        return Node(self.shown(attr), 0.0, 0.0)
+        policy = self.policy
+        if policy.uid is not None or policy.gid is not None:
+            attr = self.shown(attr)
+        if self.clock.monotonic() - self.feed_heard < policy.freshness_s:  # `is_live`
+            return Node(attr, policy.entry_ttl_s, policy.attr_ttl_s)
+        return Node(attr, 0.0, 0.0)
 
     def child(self, parent: Ino, name: bytes) -> Attr | None:
         """Return what a name leads to, None when there is no such name."""
@@ -268,7 +268,7 @@ class Knowledge:
 
     def _shed(self) -> None:
         """Forget the oldest half of the files that nobody has open."""
-        idle = [c for c in self.contents.values() if not c.handles and not c.is_active]
+        idle = [c for c in self.contents.values() if not (c.handles or c.pending or c.is_active)]
         for content in idle[: len(idle) // 2 + 1]:
             del self.contents[content.ino]
 
@@ -289,7 +289,7 @@ class Knowledge:
         if attr is not None:
             if not content.is_active:
                 content.follow(attr)
-            content.attr = msgspec.structs.replace(self._local(attr), nlink=0)
+            content.attr = replace(self._local(attr), nlink=0)
         content.is_orphan = True
         content.read_seq = seq
 
@@ -314,7 +314,7 @@ class Knowledge:
             if content.attr is None:
                 if not content.is_changed and not content.pending:
                     content.follow(answer.attrs[0])
-                content.attr = msgspec.structs.replace(answer.attrs[0], nlink=0)
+                content.attr = replace(answer.attrs[0], nlink=0)
             return self._local(content.attr)
 
     def adopt(self, content: Content) -> None:
@@ -356,3 +356,14 @@ class Knowledge:
         self.tree.touch_ino(ino, seq)
         self.tree.forget_attr(ino)
         self.tree.forget_directory(ino)
+
+
+def _with(content: Content, attr: Attr) -> Attr:
+    """Return the attributes of a file with the local changes of its bytes."""
+    return replace(
+        attr,
+        mode=content.mode_of(attr),
+        size=content.size,
+        mtime_ns=content.mtime_ns,
+        ctime_ns=max(attr.ctime_ns, content.time_ns),
+    )

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 from typing import TypeVar
 
-import msgspec
+from msgspec.structs import replace
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
@@ -26,13 +26,14 @@ from mount.shipper import HOLD_S
 
 T = TypeVar("T")
 _ATTEMPTS = 5
+_NO_NAMES = (b".", b"..")
 
 
 def check_name(name: bytes) -> None:
     """Raise NAME_TOO_LONG or INVALID for what cannot be a name in a directory."""
     if len(name) > NAME_MAX:
         raise EverfoldError(Kind.NAME_TOO_LONG, f"a name has at most {NAME_MAX} bytes")
-    if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
+    if not name or name in _NO_NAMES or b"/" in name or b"\0" in name:
         raise EverfoldError(Kind.INVALID, "not a name")
 
 
@@ -88,18 +89,18 @@ class Names:
     ) -> Attr:
         """Return the attributes of a new inode in a directory: umask and setgid applied."""
         core = self._core
-        gid = caller.gid
+        gid, is_dir = caller.gid, stat.S_ISDIR(mode)
         if not stat.S_ISLNK(mode):
             mode &= ~caller.umask
         if parent.mode & stat.S_ISGID:
             gid = parent.gid
-            if stat.S_ISDIR(mode):
+            if is_dir:
                 mode |= stat.S_ISGID
         now = core.clock.time_ns()
         return Attr(
             ino=core.new_ino(),
             mode=mode,
-            nlink=2 if stat.S_ISDIR(mode) else 1,
+            nlink=2 if is_dir else 1,
             uid=caller.uid,
             gid=gid,
             size=len(target),
@@ -150,7 +151,7 @@ class Names:
     def _linked(self, attr: Attr, parent: Ino, name: bytes, now: int, seq: Seq) -> None:
         core = self._core
         fresh = core.tree.attr(attr.ino) or attr
-        self._follow(msgspec.structs.replace(fresh, nlink=fresh.nlink + 1, ctime_ns=now), seq)
+        self._follow(replace(fresh, nlink=fresh.nlink + 1, ctime_ns=now), seq)
         if core.tree.follows(parent, name, seq):
             core.tree.set_child(parent, name, attr.ino)
         self._touch_parent(parent, now)
@@ -160,7 +161,7 @@ class Names:
         if attr.version or core.contents[attr.ino].read_seq:
             raise EverfoldError(Kind.NOT_FOUND, "the file was deleted")
         patience.require()
-        attr = msgspec.structs.replace(attr, nlink=1, ctime_ns=core.clock.time_ns())
+        attr = replace(attr, nlink=1, ctime_ns=core.clock.time_ns())
         op = _make_op(parent, name, attr)
 
         def appeared(seq: Seq) -> None:
@@ -330,13 +331,13 @@ class Names:
             attr = core.tree.attr(ino) or attr
             content = core.content(attr) if attr.is_file else None
             if content is not None:
-                attr = msgspec.structs.replace(attr, mode=content.mode_of(attr))
+                attr = replace(attr, mode=content.mode_of(attr))
             now = core.clock.time_ns()
             if mode is not None:
                 mode = stat.S_IMODE(mode)
             if uid is not None or gid is not None:
                 mode = _without_privileges(attr.mode if mode is None else mode, attr)
-            fresh = msgspec.structs.replace(
+            fresh = replace(
                 attr,
                 mode=attr.mode if mode is None else stat.S_IFMT(attr.mode) | mode,
                 uid=attr.uid if uid is None else uid,
@@ -354,7 +355,7 @@ class Names:
                 # On a file that is being written it travels with the write, in one commit.
                 hold_s = HOLD_S if content.is_changed and content.writers else 0.0
             core.tree.set_attr(fresh)
-            core.submit(wire.SetAttr(ino, now, mode, uid, gid, atime_ns, mtime_ns), hold_s=hold_s)
+            core.send(wire.SetAttr(ino, now, mode, uid, gid, atime_ns, mtime_ns), hold_s)
         return core.attr(ino)
 
     # ------------------------------------------------------------ the tree follows
@@ -388,7 +389,7 @@ class Names:
         core = self._core
         fresh = core.tree.attr(attr.ino) or attr
         if fresh.nlink > 1 and not fresh.is_dir:
-            self._follow(msgspec.structs.replace(fresh, nlink=fresh.nlink - 1, ctime_ns=now), seq)
+            self._follow(replace(fresh, nlink=fresh.nlink - 1, ctime_ns=now), seq)
             core.notifier.forget_attr(attr.ino)
             return
         core.tree.forget_attr(attr.ino)
@@ -396,7 +397,7 @@ class Names:
         content = core.contents.get(attr.ino)
         if content is not None:
             known = Seq(seq - 1) if seq else core.feed_seq
-            core.orphan(content, msgspec.structs.replace(fresh, ctime_ns=now), known)
+            core.orphan(content, replace(fresh, ctime_ns=now), known)
             core.drop_content(content)
 
     def _look_again(self, ino: Ino, seq: Seq) -> None:
@@ -419,7 +420,7 @@ class Names:
             return
         core.tree.set_child(parent, name, attr.ino)
         fresh = core.tree.attr(attr.ino) or attr
-        self._follow(msgspec.structs.replace(fresh, ctime_ns=now), seq)
+        self._follow(replace(fresh, ctime_ns=now), seq)
         core.tree.moved_directory(attr.ino, parent)
 
     def _follow(self, attr: Attr, seq: Seq) -> None:
@@ -434,9 +435,7 @@ class Names:
         core = self._core
         attr = core.tree.attr(parent)
         if attr is not None:
-            core.tree.set_attr(
-                msgspec.structs.replace(attr, nlink=attr.nlink + links, mtime_ns=now, ctime_ns=now)
-            )
+            core.tree.set_attr(replace(attr, nlink=attr.nlink + links, mtime_ns=now, ctime_ns=now))
 
 
 def _make_op(parent: Ino, name: bytes, attr: Attr) -> wire.Make:

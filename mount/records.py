@@ -8,6 +8,9 @@ replays harmless.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 import msgspec
 
 from everfold import wire
@@ -54,27 +57,32 @@ def decode(raw: bytes) -> Local:
     return _decoder.decode(raw)
 
 
+def sealed(record: Local) -> Local:
+    """Return a `StagedWrite` as it is when it completes its version."""
+    return msgspec.structs.replace(record, is_sealed=True)
+
+
+_OF_ONE_FILE: Final = frozenset({StagedWrite, wire.SetAttr, wire.Seal, wire.Write})
+Names = Sequence[tuple[Ino, bytes]]
+
+
 def ino_of(record: Local) -> Ino:
     """Return the inode whose attributes or bytes the record changes, 0 for names only."""
-    if isinstance(record, (StagedWrite, wire.SetAttr, wire.Seal, wire.Write)):
+    if type(record) in _OF_ONE_FILE:
         return record.ino
     return Ino(0)
 
 
-def touched_by(record: Local) -> tuple[list[tuple[Ino, bytes]], list[Ino]]:
+def touched_by(record: Local) -> tuple[Names, Sequence[Ino]]:
     """Return the names and the inodes that a record changes, as far as it says."""
-    if isinstance(record, wire.Make):
-        return [(record.parent, record.name)], [record.parent, record.ino]
-    if isinstance(record, wire.Link):
-        return [(record.parent, record.name)], [record.parent, record.ino]
-    if isinstance(record, wire.Unlink):
-        return [(record.parent, record.name)], [record.parent, record.ino]
+    if type(record) in _OF_ONE_FILE:
+        return (), (record.ino,)
+    if isinstance(record, (wire.Make, wire.Unlink, wire.Link)):
+        return ((record.parent, record.name),), (record.parent, record.ino)
     if isinstance(record, wire.Rename):
-        inos = [record.parent, record.new_parent, record.ino]
-        if record.replaced:
-            inos.append(record.replaced)
-        names = [(record.parent, record.name), (record.new_parent, record.new_name)]
-        return names, inos
+        names = (record.parent, record.name), (record.new_parent, record.new_name)
+        inos = record.parent, record.new_parent, record.ino
+        return names, (*inos, record.replaced) if record.replaced else inos
     if isinstance(record, wire.Restore):
-        return [(record.parent, record.name)], [record.parent]
-    return [], [record.ino]
+        return ((record.parent, record.name),), (record.parent,)
+    return (), (record.ino,)

@@ -20,9 +20,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from everfold import wire
 from everfold.blockid import name_of
@@ -47,7 +47,11 @@ _INLINE_BYTES = 256 * 1024  # less is stored by the shipper itself: a thread's t
 _FATAL = {Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.STALE}
 
 
-@dataclass
+def _nobody(item: Item, result: wire.Result, seq: Seq) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(slots=True, eq=False)
 class Item:
     """A record on its way; `done` is called once with its outcome, on the shipper's thread.
 
@@ -56,19 +60,26 @@ class Item:
 
     number: int
     record: Local
-    done: Callable[[Item, wire.Result, Seq], None]
+    done: Callable[[Item, wire.Result, Seq], None] = _nobody
     is_late: bool = False
     epoch: int = 0  # of the write lease under which it was answered before its commit
     first_seq: Seq = NOW  # the first commit of the batch that it went in, once it went
     hold_until: float = 0.0
     is_glued: bool = False  # goes in one commit with the record before it
+    is_taken: bool = False  # its batch has begun: the record is as it is
     shipped: wire.AnyOp | None = None
-    stored: list[wire.Stored] = field(default_factory=list)
+    stored: Sequence[wire.Stored] = ()
 
     @property
     def staged_bytes(self) -> int:
         """Return how many staged bytes the record carries."""
         return self.record.staged_bytes if isinstance(self.record, StagedWrite) else 0
+
+
+def tell_each(items: Sequence[Item], results: Sequence[wire.Result], seq: Seq) -> None:
+    """Tell the owner of each record what became of it."""
+    for item, result in zip(items, results, strict=True):
+        item.done(item, result, seq)
 
 
 class Shipper:
@@ -102,6 +113,7 @@ class Shipper:
         self.committed_number = 0  # everything up to here is in the cluster
         self.batches = 0
         self.shipped_ops = 0
+        self.tell = tell_each  # whoever has many records under way takes them a batch at a time
         self._thread = threading.Thread(target=self._run, name="shipper", daemon=True)
 
     def start(self) -> None:
@@ -111,8 +123,24 @@ class Shipper:
     def submit(self, items: list[Item]) -> None:
         """Queue records that are in the journal; they come in order of their numbers."""
         with self._lock:
-            self._queue.extend(items)
-            self._wake.notify_all()
+            queue = self._queue
+            queue.extend(items)
+            # Whoever waits behind a record that is held back is not woken for each new one.
+            if len(queue) == len(items) or len(queue) - len(items) < _LULL_OPS <= len(queue):
+                self._wake.notify_all()
+
+    def amend(self, item: Item, record: Local) -> bool:
+        """Let `record` take the place of an item's; False when its batch has begun already.
+
+        True: it is not held back any longer.
+        """
+        with self._lock:
+            if item.is_taken:
+                return False
+            item.record, item.hold_until = record, 0.0
+            if self._queue[0] is item:
+                self._wake.notify_all()
+            return True
 
     def release(self, number: int) -> None:
         """Do not hold back records up to `number` for their seal any longer."""
@@ -227,6 +255,7 @@ class Shipper:
             nbytes, now = 0, time.monotonic()
             while self._queue and not self._is_cut(batch, self._queue[0], nbytes, now):
                 item = self._queue.popleft()
+                item.is_taken = True
                 batch.append(item)
                 nbytes += item.staged_bytes
             self._under_way = [*self._under_way, *batch]
@@ -287,9 +316,9 @@ class Shipper:
         self.committed_number = batch[-1].number
         if batch[0].number <= self._awaited:
             self._lull_ends = time.monotonic() + LULL_S
-        for item, result in zip(batch, committed.results, strict=True):
+        for item in batch:
             item.first_seq = committed.first
-            item.done(item, result, committed.seq)
+        self.tell(batch, committed.results, committed.seq)
 
     def _refuse(self, batch: list[Item], err: EverfoldError) -> None:
         """The batch stays in the journal, and so must all that comes after it.
@@ -300,8 +329,7 @@ class Shipper:
             log.error("nothing more is sent, changes stay in the journal: %s", err)
         self.broken = self.failure = err
         result = wire.Result(kind=err.kind.value, message=err.message)
-        for item in batch:
-            item.done(item, result, Seq(0))
+        self.tell(batch, [result] * len(batch), Seq(0))
 
     def _commit(self, batch: list[Item]) -> wire.Committed:
         ops = [item.shipped for item in batch if item.shipped is not None]

@@ -19,7 +19,7 @@ from everfold.model import ROOT, Attr, Ino, Lock, LockKind, MountId, SpaceUsage
 from mount.core import Core
 from mount.feed import FeedFollower
 from mount.files import Files
-from mount.filesystem import Caller, Changes, DirItem, Node, Opened
+from mount.filesystem import VIRTUAL_INO, Caller, Changes, DirItem, Node, Opened
 from mount.history import VERSIONS, HistoryTree, is_virtual
 from mount.housekeeping import Housekeeper, LeaseKeeper
 from mount.listings import Listings
@@ -30,8 +30,8 @@ from mount.xattrs import Xattrs
 _NO_CHANGE = "history cannot be changed"
 
 
-def _real(*inos: Ino) -> None:
-    if any(is_virtual(ino) for ino in inos):
+def _real(ino: Ino) -> None:
+    if ino >= VIRTUAL_INO:
         raise EverfoldError(Kind.READ_ONLY, _NO_CHANGE)
 
 
@@ -77,7 +77,7 @@ class Vfs:
     # ------------------------------------------------------------ names
 
     def lookup(self, parent: Ino, name: bytes) -> Node:
-        if is_virtual(parent):
+        if parent >= VIRTUAL_INO:
             return self._virtual(self._history.lookup(parent, name))
         if name == VERSIONS:
             self.core.attr(parent)
@@ -91,11 +91,11 @@ class Vfs:
         return node
 
     def forget(self, ino: Ino, count: int) -> None:
-        if is_virtual(ino):
+        if ino >= VIRTUAL_INO:
             self._history.forget(ino, count)
 
     def getattr(self, ino: Ino, fh: int | None = None) -> Node:
-        if is_virtual(ino):
+        if ino >= VIRTUAL_INO:
             return self._history.node(ino)
         return self.core.node(self.core.attr(ino))
 
@@ -159,7 +159,8 @@ class Vfs:
         return self.core.node(self._make(parent, name, mode, caller, target=target))
 
     def link(self, ino: Ino, new_parent: Ino, new_name: bytes) -> Node:
-        _real(ino, new_parent)
+        _real(ino)
+        _real(new_parent)
         _free(new_name)
         return self.core.node(self._names.link(ino, new_parent, new_name))
 

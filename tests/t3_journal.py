@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -107,6 +108,40 @@ def test_skipped_numbers_stay_skipped(tmp_path: Path) -> None:
     assert reopened(tmp_path) == ([*enumerate(THREE, 1), (10, b"ten")], 11)
 
 
+def test_a_crash_takes_an_amendment_only_if_nothing_was_appended_after_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "a")
+    journal.append(THREE)
+    journal.amend(2, b"second, amended")
+    shutil.copytree(tmp_path / "a", tmp_path / "before")  # as a killed process leaves it
+    journal.append([b"fourth"])
+    shutil.copytree(tmp_path / "a", tmp_path / "after")
+    journal.close()
+
+    assert bodies(tmp_path / "before") == THREE
+    assert bodies(tmp_path / "after") == [THREE[0], b"second, amended", THREE[2], b"fourth"]
+    assert bodies(tmp_path / "a") == bodies(tmp_path / "after")
+
+
+@pytest.mark.expects_warnings
+def test_an_amendment_may_lie_in_a_later_file_and_outlives_damage_behind_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(tmp_path, file_bytes=100)
+    for i in range(4):
+        journal.append([b"%d" % i * 60])
+    journal.amend(1, b"first, amended")
+    journal.append([b"last"])
+    journal.close()
+    files = sorted(tmp_path.glob("journal-*"))
+    assert len(files) > 1
+    with files[-1].open("ab") as file:
+        file.write(bytes(100))
+
+    for _ in range(2):  # from the files as they were, and as they were written anew
+        assert bodies(tmp_path)[0] == b"first, amended"
+    assert "damaged" in caplog.text
+
+
 def test_a_file_cut_at_any_byte_gives_the_whole_records_before_the_cut(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -203,6 +238,14 @@ def test_a_missing_file_in_the_middle_ends_the_replay(
     assert 0 < len(records) < 12
     assert following > 12
     assert "starts at" in caplog.text
+
+
+def bodies(directory: Path) -> list[bytes]:
+    """Return what a journal replays."""
+    journal = Journal(directory)
+    found = [body for _, body in journal.replay()]
+    journal.close()
+    return found
 
 
 @pytest.mark.expects_warnings

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.expects_warnings  # a power cut that took records says 
 
 
 class JournalMachine(RuleBasedStateMachine):
-    """Append, trim, mark, crash, lose power; replay is always what the list says."""
+    """Append, amend, trim, mark, crash, lose power; replay is always what the list says."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,6 +39,14 @@ class JournalMachine(RuleBasedStateMachine):
         for number, body in enumerate(bodies, first):
             self.records.append((number, body))
             self.given = number
+
+    @precondition(lambda self: self.records)
+    @rule(data=st.data(), body=st.binary(max_size=120))
+    def amend(self, data: st.DataObject, body: bytes) -> None:
+        i = data.draw(st.integers(0, len(self.records) - 1))
+        number, _ = self.records[i]
+        self.journal.amend(number, body)
+        self.records[i] = number, body
 
     @precondition(lambda self: self.records)
     @rule(data=st.data())

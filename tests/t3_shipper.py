@@ -17,7 +17,7 @@ from everfold.errors import EverfoldError, Kind
 from everfold.model import BLOCK_MAX, BlockId, Extent, Ino, MountId, Seq, SpaceId
 from mount import shipper as shipping
 from mount.journal import Journal
-from mount.records import Local, StagedWrite, encode
+from mount.records import Local, StagedWrite, encode, sealed
 from mount.shipper import Item, Shipper
 from mount.staging import Staging
 from tests.harness.machine import wait_until
@@ -157,6 +157,20 @@ def test_a_record_that_is_held_back_takes_what_comes_after_it_along(bench: Bench
 
     assert bench.shipper.drain(10)
     assert bench.cluster.numbers == [[1, 2]]
+
+
+def test_a_record_that_waits_can_be_amended_and_is_held_back_no_longer(bench: Bench) -> None:
+    bench.shipper.start()
+    record = bench.stage(2, b"text")
+    item = Item(bench.journal.append([encode(record)]), record, hold_until=time.monotonic() + 60.0)
+    bench.shipper.submit([item])
+    assert bench.shipper.amend(item, sealed(record))
+
+    assert bench.shipper.drain(10)
+    assert not bench.shipper.amend(item, record)
+    (write,) = bench.cluster.commits[0].ops
+    assert isinstance(write, wire.Write)
+    assert write.is_sealed
 
 
 def test_what_follows_a_sync_rests_until_the_next_sync(
