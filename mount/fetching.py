@@ -231,11 +231,14 @@ class Fetcher:
     # ------------------------------------------------------------------ many blocks
 
     def prefetch(self, blocks: Iterable[tuple[BlockId, int]]) -> None:
-        """Start fetching what is not here; sizes are hints, 0 means unknown.
+        """Start fetching what is not here, or reading it from this machine's disk.
+
+        Sizes are hints, 0 means unknown.
 
         Returns at once. What is too much is left out, what fails is left to the reader.
         """
         wanted: list[tuple[BlockId, int]] = []
+        near: list[BlockId] = []
         with self._lock:
             for block, size in blocks:
                 if len(self._queued) >= _AHEAD_MAX:
@@ -245,11 +248,15 @@ class Fetcher:
                 if not self._cache.has(self._space, block):
                     self._queued.add(block)
                     wanted.append((block, size))
-        if wanted:
-            try:
+                elif size >= SMALL_BLOCK:
+                    near.append(block)
+        try:
+            if wanted:
                 self._ahead.submit(self._spread, wanted)
-            except RuntimeError:
-                _log.info("nothing is prefetched any more: the mount is ending")
+            if near:
+                self._ahead.submit(self._cache.will_need, self._space, near)
+        except RuntimeError:
+            _log.info("nothing is prefetched any more: the mount is ending")
 
     def _spread(self, wanted: list[tuple[BlockId, int]]) -> None:
         """Locate what has no known place, then fetch: small blocks together, large ones alone."""

@@ -306,3 +306,25 @@ def test_a_block_that_cannot_be_linked_is_copied(tmp_path: Path, path: str | Non
 
     assert cache.get(SPACE, name_of(data)) == data
     cache.close()
+
+
+def test_the_disk_is_told_of_whole_blocks_that_are_wanted_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = BlockCache(tmp_path, disk_bytes=8 * MIB, memory_bytes=MIB)
+    block, data = block_of(1, 3 * MIB)
+    small, few = block_of(2, 1000)
+    cache.put(SPACE, block, data)
+    cache.put(SPACE, small, few)
+    told: list[range] = []
+    monkeypatch.setattr(
+        blockcache.os,
+        "posix_fadvise",
+        lambda fd, at, length, how: told.append(range(at, at + length)),
+    )
+
+    cache.will_need(SPACE, [block, small, block_of(3, 1000)[0]])
+    assert {at for part in told for at in part[::4096]} == set(range(0, 3 * MIB, 4096))
+    next(tmp_path.glob("??/*")).unlink()
+    cache.will_need(SPACE, [block])
+    assert cache.get(SPACE, block) is None
