@@ -28,6 +28,7 @@ from typing import Any
 from everfold import gateway
 from everfold.errors import EverfoldError, Kind
 from everfold.exchange import STATUS_LINES, Answer, Front, allowed, answer_head, cut_short, refusal
+from everfold.files import DIRECT_MIN, aligned
 from everfold.heads import HEAD_MAX, Head, Refused, parse
 
 STALLED_S = 30  # a connection that moves no byte for so long is given up
@@ -192,6 +193,28 @@ class Peer:
                 raise TimeoutError("too slow")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def take_large(self, length: int) -> memoryview:
+        """As `take`, into memory that a disk can take as it is."""
+        view = aligned(length)
+        filled = min(len(self._rest), length)
+        view[:filled], self._rest = self._rest[:filled], self._rest[filled:]
+        if self._left is not None:
+            self._left -= length
+        self._last_was_large = True
+        if self._must_continue and filled < length:
+            self._must_continue = False
+            self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        ends = time.monotonic() + STALLED_S + length / _SLOWEST
+        flags = 0 if self._tls is not None else socket.MSG_WAITALL
+        while filled < length:
+            count = self.sock.recv_into(view[filled:], 0, flags)
+            if not count:
+                break
+            filled += count
+            if filled < length and time.monotonic() > ends:
+                raise TimeoutError("too slow")
+        return view[:filled]
+
     def line(self) -> bytes:
         """Receive the next line of a chunked body."""
         while (end := self._rest.find(b"\r\n")) < 0:
@@ -315,12 +338,13 @@ class _Request:
     def header(self, name: str) -> str | None:
         return self._head.fields.headers.get(name)
 
-    def whole(self, limit: int) -> bytes:
+    def whole(self, limit: int) -> bytes | memoryview:
         length = self._head.fields.length
         if length is None:
             raise EverfoldError(Kind.INVALID, "Content-Length is needed")
+        take = self._peer.take_large if length >= DIRECT_MIN else self._peer.take
         try:
-            body = self._peer.take(allowed(length, limit))
+            body = take(allowed(length, limit))
         except OSError as err:
             raise EverfoldError(Kind.TIMEOUT, f"the body did not come: {err}") from err
         if len(body) != length:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from everfold.errors import EverfoldError, Kind
-from everfold.files import Files, translated
+from everfold.files import DIRECT_MIN, Files, Piece, aligned, translated
 from tests.harness.faults import BreakingFiles, Died, TearingFiles, die_at, fail_at
 
 STEPS = ["x.write", "x.sync", "x.rename", "x.folder"]
@@ -77,6 +80,76 @@ def test_what_the_check_refuses_never_gets_the_name(tmp_path: Path) -> None:
 
     assert (tmp_path / "file").read_bytes() == b"old"
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+class TestPastTheCache:
+    """Large aligned memory goes to the disk as it is, where that can be."""
+
+    class Watching(BreakingFiles):
+        """Notes whether each write went past the page cache."""
+
+        def __init__(self, fault: Callable[[str, int], None] | None = None) -> None:
+            super().__init__(fault)
+            self.direct: list[bool] = []
+
+        def write(self, label: str, fd: int, pieces: Sequence[Piece], offset: int) -> int:
+            self.direct.append(bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT))
+            return super().write(label, fd, pieces, offset)
+
+    def keep(self, files: Files, folder: Path, piece: Piece) -> bytes:
+        (folder / "tmp").mkdir()
+        files.keep("x", folder / "file", [piece], folder / "tmp")
+        return (folder / "file").read_bytes()
+
+    def memory(self, size: int) -> memoryview:
+        memory = aligned(size)
+        memory[:] = random.Random(size).randbytes(size)
+        return memory
+
+    def test_it_is_tried_for_what_is_large_and_whole_pages(self, tmp_path: Path) -> None:
+        files, memory = self.Watching(), self.memory(DIRECT_MIN * 2)
+
+        assert self.keep(files, tmp_path, memory) == memory
+
+        assert files.direct[0] is True
+
+    @pytest.mark.parametrize("start", [0, 1, 4096])
+    @pytest.mark.parametrize("size", [DIRECT_MIN - 4096, DIRECT_MIN + 1])
+    def test_other_memory_is_written_as_always(self, tmp_path: Path, start: int, size: int) -> None:
+        files, memory = self.Watching(), self.memory(start + size)[start:]
+
+        assert self.keep(files, tmp_path, memory) == memory
+
+        assert files.direct == [False]
+
+    @pytest.mark.parametrize("make", [bytes, bytearray, lambda raw: memoryview(bytes(raw))])
+    def test_memory_of_another_kind_is_written_as_always(
+        self, tmp_path: Path, make: Callable[[memoryview], Piece]
+    ) -> None:
+        files, piece = self.Watching(), make(self.memory(DIRECT_MIN))
+
+        assert self.keep(files, tmp_path, piece) == piece
+
+        assert files.direct == [False]
+
+    def test_a_filesystem_that_does_not_know_it_gets_the_bytes_as_always(
+        self, tmp_path: Path
+    ) -> None:
+        files = self.Watching(fail_at("x.write", errno.EINVAL))
+        memory = self.memory(DIRECT_MIN)
+
+        assert self.keep(files, tmp_path, memory) == memory
+
+        assert files.direct == [True, False]
+
+    def test_a_disk_that_fails_is_not_asked_twice(self, tmp_path: Path) -> None:
+        files = self.Watching(fail_at("x.write", errno.EIO))
+
+        with pytest.raises(OSError):
+            self.keep(files, tmp_path, self.memory(DIRECT_MIN))
+
+        assert files.direct == [True]
+        assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_many_pieces_are_written_whole(tmp_path: Path) -> None:

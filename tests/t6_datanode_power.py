@@ -17,6 +17,7 @@ import pytest
 
 from datanode.node import Identity, Node
 from everfold.errors import EverfoldError
+from everfold.files import DIRECT_MIN, aligned
 from everfold.model import SMALL_BLOCK, BlockId, NodeId, SpaceId
 from tests.contracts.blockstore import random_block
 
@@ -108,12 +109,16 @@ def test_what_was_acknowledged_survives_power_cuts(disk: Disk) -> None:
     disk.mount()
 
 
-@pytest.mark.parametrize("size", [4096, SMALL_BLOCK * 4], ids=["packed", "file"])
+@pytest.mark.parametrize(
+    "size", [4096, SMALL_BLOCK * 4, DIRECT_MIN], ids=["packed", "file", "past the cache"]
+)
 def test_the_very_last_block_survives_and_so_does_its_name(disk: Disk, size: int) -> None:
     node = start(disk)
     for _ in range(3):
         block, data = random_block(size)
-        node.put(HOME, block, data)
+        memory = aligned(size)
+        memory[:] = data
+        node.put(HOME, block, memory)
 
         node = after_power_cut(disk, node)
 
