@@ -23,12 +23,10 @@ class NameClient:
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": wire.MSGPACK}
 
     def _call(self, verb: str, ask: Record, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        headers = {**self._headers, wire.REQUEST_ID: request_id()}
+        path, raw = f"/v1/{verb}", wire.encode(ask)
         status, _, body = self._transport.request(
-            "POST",
-            f"/v1/{verb}",
-            headers={**self._headers, wire.REQUEST_ID: request_id()},
-            body=wire.encode(ask),
-            timeout_s=timeout_s,
+            "POST", path, headers=headers, body=raw, timeout_s=timeout_s
         )
         if status != 200:
             raise error_of(status, body, self._transport.base_url)

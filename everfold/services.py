@@ -143,7 +143,7 @@ class Transport(Protocol):
         body: bytes | memoryview | FileSlice | Iterable[bytes | memoryview] | None = None,
         timeout_s: float,
     ) -> tuple[int, dict[str, str], bytes]:
-        """Return (status, headers with lower-case names, body).
+        """Return (status, headers with lower-case names, body). The headers are not to be changed.
 
         TIMEOUT when the server does not answer within `timeout_s`, UNAVAILABLE when it
         cannot be reached or hangs up. No retries here. An iterable body comes with a
