@@ -22,7 +22,7 @@ from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.extents import from_extents
 from everfold.http import with_retries
-from everfold.model import NOW, Attr, Entry, Ino, Seq
+from everfold.model import NOW, SIZE_MAX, Attr, Entry, Ino, Seq
 from everfold.services import Clock, NameService
 from mount import patience
 from mount.blockio import BlockIO
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 READ_DEADLINE_S = 10.0
 _GONE_S = 2.0  # how long the feed may take to tell of a deletion that an answer shows
 _LISTING_ATTEMPTS = 3  # before a listing is answered as the nameserver gave it
+_WALK_NAMES = 1000  # of a directory that is asked for whole because its names are
+_WALKED_MAX = 10_000  # directories whose unknown names are counted
 LISTING_MAX = 50_000  # names of a directory past which it is asked for once only
 KEPT_CONTENTS = 20_000  # closed files whose extents are remembered
 
@@ -71,6 +73,7 @@ class Knowledge:
         self.contents: dict[Ino, Content] = {}
         self.xattrs: dict[Ino, dict[bytes, bytes]] = {}  # of inodes whose attributes are known
         self.notifier = Notifier()
+        self._unlisted: dict[Ino, int] = {}  # unknown names to go until a directory is listed
         self.feed_seq = session.seq
         self.locks_gen = 0  # the feed's counter of locks that fell
         self.feed_moved = threading.Condition(self.lock)
@@ -142,6 +145,15 @@ class Knowledge:
             if attr is not None:
                 return self._local(attr)
         patience.require()
+        if ino is None and self._is_walked(parent):
+            self._learn_directory(parent)
+            with self.lock:
+                ino = self.tree.child(parent, name)
+                if ino == ABSENT:
+                    return None
+                attr = self.tree.attr(ino) if ino is not None else None
+                if attr is not None:
+                    return self._local(attr)
         answer = self.read(lambda: self.names.lookup(wire.Lookup(self.space, parent, name)))
         with self.lock:
             self.tree.install_entry(parent, name, answer.entry, answer.seq)
@@ -150,6 +162,32 @@ class Knowledge:
             if attr is None and answer.entry is not None and ino in (None, answer.entry.attr.ino):
                 attr = answer.entry.attr
             return None if attr is None else self._local(attr)
+
+    def _is_walked(self, directory: Ino) -> bool:
+        """Count a name that was not known; tell whether all of the directory's should be now.
+
+        At the second one; after that when as many were asked for as a listing is worth.
+        """
+        with self.lock:
+            left = self._unlisted.get(directory, 2) - 1
+            if len(self._unlisted) > _WALKED_MAX:
+                self._unlisted.clear()
+            self._unlisted[directory] = left
+            return left == 0
+
+    def _learn_directory(self, directory: Ino) -> None:
+        """Ask for the names of a directory, with attributes, if it is not too large."""
+        ask = wire.ListDir(self.space, directory, limit=_WALK_NAMES)
+        try:
+            page = self.read(lambda: self.names.listdir(ask))
+        except EverfoldError as err:
+            if err.kind not in (Kind.NOT_FOUND, Kind.NOT_DIR):
+                raise
+            return  # it is gone: what that means for a name, the lookup tells
+        with self.lock:
+            if not page.more:
+                self.tree.install_listing(directory, page.parent, page.entries, page.seq)
+            self._unlisted[directory] = SIZE_MAX if page.more else 16 + len(page.entries) // 4
 
     def require_child(self, parent: Ino, name: bytes) -> Attr:
         """Return what a name leads to; NOT_FOUND when there is no such name."""
