@@ -68,7 +68,9 @@ class Files:
         with self._core.lock:
             opened = self._open(attr, flags)
             content = self._handles[opened.fh].content
-            content.load_nothing()
+            known = self._core.tree.attr(attr.ino)
+            if is_orphan or (known is not None and not known.version):
+                content.load_nothing()  # nobody else was faster to write to it
             content.is_new = True
             if is_orphan:
                 content.is_orphan = True
@@ -168,7 +170,9 @@ class Files:
         else:
             places = _stage(core.staging, content.ino, offset, data)
         with core.lock:
-            if is_append:
+            if is_append and offset != content.size:
+                # The kernel knows an older size, and has put the bytes there in its cache.
+                core.notifier.forget_data(content.ino, offset, size)
                 offset = content.size
             self._mark_dirty(content)
             if kill_priv:

@@ -46,6 +46,7 @@ _CATCH_UP_S = 5.0
 _TAKE_WAIT_S = 1.0  # for locks on their way to the nameserver, before the right is asked for
 _ASK_AGAIN_S = 0.5
 _WANTED_S = 1.0
+_SETTLED_MAX = 100_000
 _IDLE_S = 5.0  # no lock held or asked for since: the nameserver may as well decide
 
 
@@ -59,6 +60,7 @@ class Locks:
         self._changed = threading.Condition(threading.Lock())
         self._table = LockTable()
         self._remote: frozenset[Ino] = frozenset()
+        self._settled: set[Ino] = set()  # looked at since the right to grant was given
         self._asking = 0  # calls about locks that are on their way to the nameserver
         self._is_switching = False  # the right to grant is being asked for, or given back
         self._ask_at = 0.0
@@ -103,7 +105,7 @@ class Locks:
                 if self._decides(lock.ino):
                     self._lay(handle, lock)
                     return
-            elif self._decides(lock.ino) and not handle.content.is_stale:
+            elif self._decides(lock.ino) and self._is_settled(handle):
                 if not self._table.against(lock):
                     self._lay(handle, lock)
                     return
@@ -180,23 +182,47 @@ class Locks:
 
     def _try(self, handle: Handle, lock: Lock, is_waiting: bool) -> bool:
         """Take a lock if it is free; tell whether it was. DEADLOCK."""
-        if handle.content.is_stale:  # of before the lease: to be looked at before it is granted
-            self._core.wait_quiet(handle.content)
-            wait_for_feed(self._core, 0, _CATCH_UP_S)
-        with self._changed:
-            is_here = self._await_decider(lock)
-            against = self._table.against(lock)
-            if is_waiting and not self._table.wait(lock, {each.owner for each in against}):
-                raise EverfoldError(Kind.DEADLOCK, "the lock's holder waits for the caller")
-            if is_here:
-                if not against:
-                    self._lay(handle, lock)
-                return not against
-            self._asking += 1
+        is_here = True
+        while is_here:
+            if self._lease.grants_locks and not self._is_settled(handle):
+                self._settle(handle)
+            with self._changed:
+                is_here = self._await_decider(lock)
+                if is_here and lock.ino not in self._settled:
+                    continue  # granting has begun anew meanwhile
+                against = self._table.against(lock)
+                if is_waiting and not self._table.wait(lock, {each.owner for each in against}):
+                    raise EverfoldError(Kind.DEADLOCK, "the lock's holder waits for the caller")
+                if is_here:
+                    if not against:
+                        self._lay(handle, lock)
+                    return not against
+                self._asking += 1
         try:
             return self._ask(handle, lock, is_waiting)
         finally:
             self._asked()
+
+    def _is_settled(self, handle: Handle) -> bool:
+        """Tell whether a lock on a file may be granted here without another look at the file."""
+        content = handle.content
+        return content.ino in self._settled and not content.is_stale
+
+    def _settle(self, handle: Handle) -> None:
+        """See what was changed elsewhere before the lease began, the kernel too.
+
+        The kernel may have learned the size of a new inode from an answer that was older than
+        a change that it was told of before it knew the inode: it must ask again.
+        """
+        content = handle.content
+        self._core.wait_quiet(content)
+        self._core.notifier.forget_attr(content.ino)
+        wait_for_feed(self._core, 0, _CATCH_UP_S)
+        with self._changed:
+            if self._lease.grants_locks:
+                if len(self._settled) >= _SETTLED_MAX:
+                    self._settled.clear()
+                self._settled.add(content.ino)
 
     def _let_go(self, handle: Handle, lock: Lock) -> None:
         with self._changed:
@@ -278,6 +304,7 @@ class Locks:
             wait_for_feed(core, granted.seq, _CATCH_UP_S)
             # While something of ours is on its way (a seal, say), what others did is only noted.
             core.wait_quiet(handle.content)
+            core.notifier.forget_attr(lock.ino)  # see `_settle`
             wait_for_feed(core, granted.seq, _CATCH_UP_S)
         return True
 
@@ -347,6 +374,7 @@ class Locks:
                 lease.are_locks_recalled = False
                 lease.grants_locks = is_granted or is_unknown
                 self._remote = remote
+                self._settled.clear()
                 self._is_switching = is_unknown
                 self._changed.notify_all()
 

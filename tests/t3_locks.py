@@ -6,12 +6,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.model import ROOT, SIZE_MAX, Ino, Lock, LockKind, LockType, SpaceId
+from everfold.model import ROOT, SIZE_MAX, Ino, Lock, LockKind, LockType, Seq, SpaceId
 from mount import patience
 from mount.client import Client
 from mount.policy import Policy
@@ -110,6 +111,14 @@ def become_granting(client: Client, path: str = "f") -> None:
     program.close()
 
 
+def lock_once(*programs: Program) -> None:
+    """Let the first locks on their files be over, for which the kernel is told to look anew."""
+    for program in programs:
+        for kind in (FLOCK, POSIX):
+            program.lock(READ, kind=kind)
+            program.lock(UNLOCK, kind=kind)
+
+
 def refuse_calls(world: World, name: str) -> None:
     """Let every call about a lock fail: what works now works without one."""
 
@@ -126,6 +135,7 @@ def test_a_mount_that_writes_alone_grants_without_a_call_or_a_wait(
 ) -> None:
     client = granting(world)
     one, two = Program(client, "f"), Program(client, "f")
+    lock_once(one)
     refuse_calls(world, "a")
     said: list[object] = []
 
@@ -396,6 +406,71 @@ def test_locks_of_a_session_that_was_lost_are_declared_anew(world: World) -> Non
     assert taken.lock(READ) == ""
     assert Program(a, "g").lock(WRITE) == Kind.WOULD_BLOCK.value
     assert Program(a, "g").lock(READ) == ""
+
+
+@pytest.mark.parametrize("leases", [True, False])
+def test_a_file_that_another_wrote_before_its_maker_had_it_open_is_whole_for_both(
+    world: World, leases: bool
+) -> None:
+    a = world.mount("a", Policy(leases=leases, change_deadline_s=20.0, poll_s=0.1))
+    b = world.mount("b")
+    make = a.core.change
+
+    def make_slowly(*args: Any) -> Seq:
+        seq = make(*args)
+        there = Program(b, "f")
+        there.lock(WRITE)
+        there.write(b"of b ")
+        there.lock(UNLOCK)
+        assert eventually(lambda: a.core.feed_seq >= b.core.feed_seq)
+        return seq
+
+    a.core.change = make_slowly  # type: ignore[assignment,method-assign]
+    _, opened = a.vfs.create(ROOT, b"f", 0o666, os.O_CREAT | os.O_RDWR | os.O_APPEND, ME)
+    here = Program(a, "f", os.O_RDWR | os.O_APPEND)
+    here.lock(WRITE)
+    seen = here.read()
+    here.write(b"of a")
+    here.lock(UNLOCK)
+
+    assert seen == b"of b "
+    assert a.vfs.read(opened.fh, 0, 100) == load(b, "f") == b"of b of a"
+
+
+class Kernel:
+    """A `KernelCache` that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+
+    def __getattr__(self, what: str) -> Callable[..., None]:
+        return lambda *values: self.told.append((what, *values))
+
+
+def test_the_kernel_asks_for_a_size_anew_once_a_lock_is_granted(world: World) -> None:
+    a, b, kernel = granting(world), world.mount("b"), Kernel()
+    b.core.notifier.attach(kernel)
+    there = Program(b, "f")
+    assert there.lock(READ) == ""
+
+    assert ("forget_attr", there.ino) in kernel.told
+    near = Kernel()
+    a.core.notifier.attach(near)
+    become_granting(a)
+    assert ("forget_attr", there.ino) in near.told
+
+
+def test_an_append_at_an_older_size_does_not_stay_in_the_kernel(world: World) -> None:
+    client, kernel = granting(world), Kernel()
+    client.core.notifier.attach(kernel)
+    program = Program(client, "f", os.O_RDWR | os.O_APPEND)
+    client.vfs.write(program.fh, 1, b"at the size that is", False)
+    assert client.core.notifier.wait_told(5.0)
+    assert kernel.told == []
+    client.vfs.write(program.fh, 1, b"at an older one", False)
+    assert client.core.notifier.wait_told(5.0)
+
+    assert kernel.told == [("forget_data", program.ino, 1, 15)]
 
 
 def test_an_answer_that_is_lost_leaves_nobody_in_doubt(world: World) -> None:
