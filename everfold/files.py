@@ -126,9 +126,10 @@ class Files:
         try:
             fd = os.open(scratch, flags, 0o600)
             try:
-                self._write_first(f"{label}.write", fd, pieces)
+                is_on_disk = self._write_first(f"{label}.write", fd, pieces)
                 if check is not None:
-                    self.begin_sync(fd)
+                    if not is_on_disk:
+                        self.begin_sync(fd)
                     check()
                 self.sync(f"{label}.sync", fd)
             finally:
@@ -140,11 +141,11 @@ class Files:
             raise
         self.sync_folder(f"{label}.folder", path.parent)
 
-    def _write_first(self, label: str, fd: int, pieces: Sequence[Piece]) -> None:
-        """Write a new file, past the page cache when memory and filesystem allow that."""
+    def _write_first(self, label: str, fd: int, pieces: Sequence[Piece]) -> bool:
+        """Write a new file, past the page cache when memory and filesystem allow; tell which."""
         if not _is_aligned(pieces):
             self.write(label, fd, pieces, 0)
-            return
+            return False
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         try:
             fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
@@ -154,6 +155,8 @@ class Files:
                 raise
             fcntl.fcntl(fd, fcntl.F_SETFL, flags)
             self.write(label, fd, pieces, 0)
+            return False
+        return True
 
 
 def aligned(size: int) -> memoryview:
