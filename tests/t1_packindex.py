@@ -179,6 +179,21 @@ class TestRoom:
         assert files.labels[:3] == ["pack.sync", "pack.create", "pack.create.folder"]
         store.close()
 
+    def test_what_takes_the_place_of_a_record_that_was_cut_off_is_synced_again(
+        self, tmp_path: Path
+    ) -> None:
+        files = BreakingFiles()
+        pack = PackFile(tmp_path, 1, files)
+        pack.append("w", [b"bytes"])
+        pack.sync(5)
+        pack.cut(0)
+        pack.append("w", [b"other"])
+        files.labels.clear()
+
+        pack.sync(5)
+
+        assert files.labels == ["pack.sync"]
+
     @pytest.mark.parametrize("label", ["pack.trim", "index.close"])
     def test_a_crash_while_room_is_given_back_loses_nothing(self, folder: Path, label: str) -> None:
         store = PackStore(folder, BreakingFiles(die_at(label)))

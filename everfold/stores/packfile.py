@@ -69,6 +69,8 @@ class PackFile:
         except OSError:
             self.is_poisoned = True
         self.size = self._length = size
+        with self._sync_lock:  # what comes in its place is not on the medium
+            self.synced = min(self.synced, size)
 
     def trim(self) -> None:
         """Give back the room that was not used. Durable after a sync of the filesystem."""

@@ -84,7 +84,6 @@ class PackStore:
             self._note(words)
             if number == last and end < pack.size:
                 pack.cut(end)
-                pack.synced = end
 
     def _note(self, words: dict[Key, Row | None]) -> None:
         self._index.insert([row for row in words.values() if row is not None])
