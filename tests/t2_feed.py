@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -29,7 +31,7 @@ class Desk:
         self.stage = Stage(db)
         self.feeds = Feeds(db, SystemClock(), self.stage.bell, lambda: NODES)
 
-    def ask(self, after: int = 0, wait_s: float = 0.0, **more: int) -> wire.FeedPoll:
+    def ask(self, after: int = 0, wait_s: float = 0.0, **more: Any) -> wire.FeedPoll:
         return wire.FeedPoll(self.stage.space, MountId("m9"), Seq(after), wait_s, **more)
 
     def poll(self, after: int = 0, wait_s: float = 0.0, **more: int) -> wire.Feed:
@@ -61,7 +63,7 @@ class Desk:
 
 def _is_parked(bell: Bell, space: SpaceId) -> bool:
     room = bell._rooms.get(space)
-    return room is not None and bool(room.condition._waiters)  # type: ignore[attr-defined]
+    return room is not None and any(each._waiters for each in room.waiters.values())  # type: ignore[attr-defined]
 
 
 def _wait_until(is_so: Callable[[], bool], deadline_s: float = 10.0) -> None:
@@ -185,6 +187,27 @@ def test_a_changed_lock_counter_is_news(desk: Desk) -> None:
     feed, _ = desk.parked(fall)
     assert (feed.locks, feed.events) == (5, [])
     assert desk.poll(wait_s=0.05, locks=5).locks == 5
+
+
+def test_the_bell_wakes_everybody_but_the_mount_that_rang_it(desk: Desk) -> None:
+    bell, space = Bell(), desk.stage.space
+    mine, theirs = MountId("mine"), MountId("theirs")
+    tickets = {mount: bell.ticket(space, mount) for mount in (mine, theirs, MountId(""))}
+
+    with ThreadPoolExecutor(3) as pool:
+        waits = {
+            mount: pool.submit(bell.wait, space, ticket, PATIENT_S, mount)
+            for mount, ticket in tickets.items()
+        }
+        bell.ring(space, by=mine)
+        for mount in (theirs, MountId("")):
+            waits[mount].result(PATIENT_S)
+        unmoved = bell.ticket(space, mine) == tickets[mine]
+        bell.ring(space)
+        waits[mine].result(PATIENT_S)
+
+    assert unmoved
+    assert bell.ticket(space, mine) != tickets[mine]
 
 
 def test_a_changed_node_comes_with_the_list_of_nodes(desk: Desk) -> None:

@@ -52,7 +52,7 @@ class Tree:
         with self._db.write() as cx:
             answer = self._committer.run(cx, ask, Author(*author), self._clock.time_ns())
             self._bell.announce(cx, ask.space)
-        self._bell.ring(ask.space)
+        self._bell.ring(ask.space, by=ask.mount)
         return answer
 
     def reserve(self, ask: wire.Reserve) -> wire.Reserved:
