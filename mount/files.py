@@ -275,6 +275,8 @@ class Files:
             if content.is_changed and not content.is_orphan:
                 patience.require()
                 core.flush(content)
+            if not content.pending and core.tree.is_held(content.ino):
+                core.wait_all()  # its name: what has no bytes to wait for may not be there yet
             core.wait_number(content)
 
     def syncfs(self) -> None:

@@ -387,6 +387,19 @@ def test_a_file_that_the_cluster_does_not_know_yet_can_be_read(world: World) -> 
 
 
 @pytest.mark.expects_warnings
+def test_a_new_empty_file_that_was_synced_is_in_the_cluster(world: World) -> None:
+    client = world.mount()
+    save(client, "first", b"text")
+    assert eventually(lambda: bool(client.core.lease.held))
+    world.lines["a"].cut_until = time.monotonic() + 0.5
+    _, opened = client.vfs.create(ROOT, b"f", 0o644, os.O_RDWR | os.O_CREAT, ME)
+    client.vfs.fsync(opened.fh, False)
+
+    assert sorted(names(world.mount("b"), "")) == ["f", "first"]
+    client.vfs.release(opened.fh, 0, False)
+
+
+@pytest.mark.expects_warnings
 def test_a_change_that_nobody_waited_for_shows_once_it_is_committed(world: World) -> None:
     client = world.mount("a", Policy(change_deadline_s=0.2, poll_s=0.1))
     assert names(client, "") == []
