@@ -116,6 +116,19 @@ class BlockCache:
         key = (space, block)
         return key in self._memory or key in self._files
 
+    def file_of(self, space: SpaceId, block: BlockId, size: int) -> str | None:
+        """Return the path of a block's file if it was checked and has `size` bytes, else None.
+
+        The file is never written to again; it may be removed at any time.
+        """
+        key = (space, block)
+        with self._lock:
+            file = self._files.get(key)
+            if file is None or not file.is_verified or file.size != size:
+                return None
+            self._files.move_to_end(key)
+        return self._path(key)
+
     def will_need(self, space: SpaceId, blocks: Iterable[BlockId]) -> None:
         """Let the disk begin to read blocks that are here, so that reading them soon is quick."""
         for block in blocks:

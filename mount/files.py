@@ -81,11 +81,12 @@ class Files:
         """Open a file as it was at a commit, for reading."""
         content = Content(attr, self._core.staging.release)
         content.is_orphan, content.read_seq, content.attr = True, seq, attr
+        backing = self._reading.local_file(content)
         handle = Handle(content, os.O_RDONLY)
         content.handles += 1
         fh = next(self._numbers)
         self._handles[fh] = handle
-        return Opened(fh, keep_cache=True, no_flush=True)
+        return Opened(fh, keep_cache=True, no_flush=True, backing=backing)
 
     def _open(self, attr: Attr, flags: int) -> Opened:
         core = self._core

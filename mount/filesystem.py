@@ -55,6 +55,7 @@ class Opened(NamedTuple):
     keep_cache: bool = True
     direct_io: bool = False
     no_flush: bool = False  # opened read-only: close needs no FLUSH
+    backing: str = ""  # a local file of the same bytes; neither will ever change
 
 
 class DirItem(NamedTuple):

@@ -8,7 +8,7 @@ neighbourhood into the kernel's page cache (see `mount.pushes`).
 from __future__ import annotations
 
 from everfold.extents import Piece
-from everfold.model import BLOCK_MAX, BlockId
+from everfold.model import BLOCK_MAX, SMALL_BLOCK, BlockId
 from mount import patience
 from mount.content import Content, Source
 from mount.core import Core
@@ -53,6 +53,18 @@ class Reading:
             handle.waiting.add(offset)
             raise
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def local_file(self, content: Content) -> str:
+        """Return the path of the local file that has just these bytes, "" when there is none."""
+        if not SMALL_BLOCK <= content.size <= BLOCK_MAX:
+            return ""  # smaller ones are packed and one READ is enough, larger ones are many files
+        self._core.load_extents(content)
+        extents = content.extents
+        pieces = extents.slices(0, content.size) if extents is not None else []
+        if len(pieces) != 1 or pieces[0].at or pieces[0].length != content.size:
+            return ""
+        core = self._core
+        return core.blocks.cache.file_of(core.space, pieces[0].source, content.size) or ""
 
     def _note(self, handle: Handle, offset: int, size: int) -> None:
         """Follow where a program reads, and do something about what it wants next."""

@@ -1,6 +1,6 @@
 """The ABI of linux/fuse.h: numbers and layouts, nothing else.
 
-Protocol 7.39. All fields are little or big endian as the machine is, without padding beyond
+Protocol 7.40. All fields are little or big endian as the machine is, without padding beyond
 what the header file itself declares, hence the "=" in every layout. Each request begins with
 `IN_HEADER` (40 bytes), each answer with `OUT_HEADER` (16 bytes).
 """
@@ -12,7 +12,7 @@ import struct
 from typing import Final
 
 MAJOR: Final = 7
-MINOR: Final = 39  # the newest that we know
+MINOR: Final = 40  # the newest that we know
 OLDEST_MINOR: Final = 31  # Linux 5.4
 
 
@@ -93,6 +93,13 @@ class Init(enum.IntFlag):
     CACHE_SYMLINKS = 1 << 23
     EXPLICIT_INVAL_DATA = 1 << 25
     HANDLE_KILLPRIV_V2 = 1 << 28
+    INIT_EXT = 1 << 30
+
+
+class Init2(enum.IntFlag):
+    """More features: the second word, where INIT_EXT is offered."""
+
+    PASSTHROUGH = 1 << 5
 
 
 class Fattr(enum.IntFlag):
@@ -115,6 +122,11 @@ FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_CACHE_DIR: Final = 1 << 3
 FOPEN_NOFLUSH: Final = 1 << 5
+FOPEN_PASSTHROUGH: Final = 1 << 7
+
+# ioctl(2) of /dev/fuse: _IOW(229, 1, BACKING_MAP) and _IOW(229, 2, BACKING_ID)
+IOC_BACKING_OPEN: Final = 1 << 30 | 16 << 16 | 229 << 8 | 1
+IOC_BACKING_CLOSE: Final = 1 << 30 | 4 << 16 | 229 << 8 | 2
 
 GETATTR_FH: Final = 1 << 0
 OPEN_KILL_SUIDGID: Final = 1 << 0
@@ -137,14 +149,17 @@ BODY_AT: Final = IN_HEADER.size
 OUT_HEADER: Final = struct.Struct("=IiQ")  # length, -errno, unique
 
 INIT_IN: Final = struct.Struct("=IIII")  # major, minor, max_readahead, flags
+INIT_IN_EXT: Final = struct.Struct("=I")  # flags2; behind the above where INIT_EXT is offered
 # major minor max_readahead flags, max_background congestion_threshold, max_write time_gran,
-# max_pages map_alignment, flags2, unused
-INIT_OUT: Final = struct.Struct("=IIIIHHIIHHI28x")
+# max_pages map_alignment, flags2 max_stack_depth, unused
+INIT_OUT: Final = struct.Struct("=IIIIHHIIHHII24x")
 
 # nodeid generation entry_valid attr_valid entry_valid_nsec attr_valid_nsec, attr
 ENTRY_OUT: Final = struct.Struct("=QQQQII" + _ATTR)
 ATTR_OUT: Final = struct.Struct("=QII" + _ATTR)  # valid, valid_nsec, -, attr
-OPEN_OUT: Final = struct.Struct("=QII")  # fh, open_flags, -
+OPEN_OUT: Final = struct.Struct("=QII")  # fh, open_flags, backing_id
+BACKING_MAP: Final = struct.Struct("=iIQ")  # fd flags -
+BACKING_ID: Final = struct.Struct("=I")
 SIZE_OUT: Final = struct.Struct("=II")  # write_out and getxattr_out
 OFFSET_OUT: Final = struct.Struct("=Q")
 STATFS_OUT: Final = struct.Struct("=QQQQQIIII24x")

@@ -127,7 +127,7 @@ def statx(node: Node) -> bytes:
 
 def opened(handle: Opened) -> bytes:
     """Return the payload of OPEN, and the second half of CREATE's."""
-    fh, keep_cache, direct_io, no_flush = handle
+    fh, keep_cache, direct_io, no_flush, _ = handle
     flags = abi.FOPEN_KEEP_CACHE if keep_cache else 0
     if direct_io:
         flags |= abi.FOPEN_DIRECT_IO

@@ -24,7 +24,8 @@ from everfold.model import LockType
 from mount import patience
 from mount.filesystem import Filesystem
 from mount.kernel import abi
-from mount.kernel.abi import Init, Opcode
+from mount.kernel.abi import Init, Init2, Opcode
+from mount.kernel.passthrough import MAX_STACK_DEPTH, Passthrough
 from mount.kernel.requests import Handler, Payload, Requests, lock_of
 from mount.kernel.workers import Workers
 
@@ -47,6 +48,7 @@ _WANTED = (
     | Init.MAX_PAGES
     | Init.CACHE_SYMLINKS
     | Init.EXPLICIT_INVAL_DATA
+    | Init.INIT_EXT
 )
 _MAX_BACKGROUND = 64  # read-ahead and releases under way, before the kernel holds back
 _FINISH_S = 30.0  # longer than any call may wait for the network
@@ -209,7 +211,8 @@ class Session:
             _log.error("the kernel speaks FUSE %d.%d, at least 7.31 is needed", major, minor)
             raise EverfoldError(Kind.UNSUPPORTED, "the kernel's FUSE protocol is too old")
         if major > abi.MAJOR:  # it asks again with ours
-            return abi.INIT_OUT.pack(abi.MAJOR, abi.MINOR, *([0] * 9))
+            return abi.INIT_OUT.pack(abi.MAJOR, abi.MINOR, *([0] * 10))
+        wanted2 = self._extensions(offered, request, end)
         payload = abi.INIT_OUT.pack(
             abi.MAJOR,
             min(minor, abi.MINOR),
@@ -221,13 +224,25 @@ class Session:
             1,  # time granularity in ns
             MAX_WRITE // _PAGE,
             0,
-            0,
+            wanted2,
+            MAX_STACK_DEPTH if wanted2 & Init2.PASSTHROUGH else 0,
         )
         _, _, unique, _ = abi.IN_START.unpack_from(request)
         self._answer(unique, 0, payload)
         self.on_ready()
         self.is_ready.set()
         return None
+
+    def _extensions(self, offered: int, request: memoryview, end: int) -> int:
+        """Return which features of the second word are taken, and prepare for them."""
+        at = abi.BODY_AT + abi.INIT_IN.size
+        if not offered & Init.INIT_EXT or end < at + abi.INIT_IN_EXT.size:
+            return 0
+        (offered2,) = abi.INIT_IN_EXT.unpack_from(request, at)
+        if not offered2 & Init2.PASSTHROUGH:
+            return 0
+        Passthrough(self._fd, self._fs, self._table)
+        return Init2.PASSTHROUGH
 
     def _destroy(self, nodeid: int, request: memoryview, end: int) -> Payload:
         return b""
