@@ -4,7 +4,7 @@ Two ways. As a rule the nameserver grants: bytes are in the cluster before a loc
 the feed is followed up to the grant before it is used, so that whoever gets a lock sees what was
 written under it before. Under the write lease this mount may ask to *grant locks itself*
 (`wire.TakeLocks`): nothing can have changed elsewhere then, so a lock is a look into
-`LockTable` (11 us, where a call is about 1 ms), and letting it go waits for nothing. When
+`LockTable` (50 us for a pair, as a program sees it; a call is about 1 ms), and letting it go waits for nothing. When
 another mount wants a lock, granting stops, everything written so far is sent on, and what
 programs hold is told to the nameserver (`give`); only then does it decide for others.
 

@@ -320,6 +320,39 @@ def test_appends_under_a_lock_lose_nothing(pair: Pair, kind: str) -> None:
         soon(lambda: sorted((where / "log").read_text().splitlines()) == expected)  # noqa: B023
 
 
+_COUNTER = """
+import fcntl, sys, threading
+path, count, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+lock = fcntl.flock if kind == "flock" else fcntl.lockf
+for number in range(count):
+    with open(path, "r+b", buffering=0) as file:
+        lock(file, fcntl.LOCK_EX)
+        total = int(file.read())
+        file.seek(0)
+        file.write(b"%d" % (total + 1))
+        if number % 2:
+            lock(file, fcntl.LOCK_UN)
+    if number % 40 == 20:
+        threading.Event().wait(1.2)  # alone for a while, the other one gets the lease and grants locks itself
+"""
+
+
+@pytest.mark.parametrize("kind", ["flock", "fcntl"])
+def test_counting_under_a_lock_loses_nothing(pair: Pair, kind: str) -> None:
+    (pair.a / "total").write_bytes(b"0")
+    soon((pair.b / "total").exists)
+    counters = [
+        subprocess.Popen([sys.executable, "-c", _COUNTER, where / "total", "130", kind])
+        for where in pair
+    ]
+    assert [counter.wait(120) for counter in counters] == [0, 0]
+
+    for where in pair:
+        with (where / "total").open("rb") as file:
+            (fcntl.flock if kind == "flock" else fcntl.lockf)(file, fcntl.LOCK_SH)
+            assert file.read() == b"260"
+
+
 # ---------------------------------------------------------------- both write
 
 _SQLITE = """
