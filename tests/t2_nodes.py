@@ -9,6 +9,7 @@ import pytest
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import NodeId, NodeState, SpaceId
+from everfold.tokens import Signer
 from nameserver.db import Database
 from nameserver.service import Service
 from tests.harness.service import KEYS, Desk, ObedientNode
@@ -172,3 +173,17 @@ def test_states_survive_a_restart_of_the_nameserver(desk: Desk, database: Databa
 
     assert again.nodes.get(NodeId("dn2")).state is NodeState.FAILED
     assert again.nodes.get(NodeId("dn1")).state is NodeState.UP
+
+
+def test_a_nodes_token_is_good_until_it_expires_however_often_it_was_used(desk: Desk) -> None:
+    token = Signer(KEYS.cluster_secret, desk.clock).mint("node", 60, sub="dn1")
+
+    used = [desk.service.gate.node(token) for _ in range(2)]
+    desk.clock.move(59.0)
+    used.append(desk.service.gate.node(token))
+    desk.clock.move(2.0)
+
+    assert used == ["dn1"] * 3
+    with pytest.raises(EverfoldError) as err:
+        desk.service.gate.node(token)
+    assert err.value.kind is Kind.UNAUTHENTICATED
