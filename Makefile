@@ -4,6 +4,7 @@
 #   make test  [ARGS="tests/t0_*.py -x"]                           the test suite
 #   make check                                                     format, lint, types
 #   make bench                                                     the small benchmark, beside local disk
+#   make bench-scale                                               what an operation costs up to 2 million inodes
 #   make soak                                                      the long tests
 #   make clean                                                     remove .venv and caches, never data
 
@@ -16,7 +17,7 @@ ARGS ?=
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: run test check bench soak clean
+.PHONY: run test check bench bench-scale soak clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -32,6 +33,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(PY) -m tools.bench $(ARGS)
+
+bench-scale: $(READY)
+	$(PY) -m tools.benchscale $(ARGS)
 
 soak: $(READY)
 	$(PY) -m pytest -m soak $(ARGS)

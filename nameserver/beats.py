@@ -9,7 +9,7 @@ that was away, a disk that was swapped: the map converges to what is.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from everfold import wire
 from everfold.blockid import BLOCK_ID_SIZE
@@ -18,13 +18,24 @@ from everfold.model import BLOCK_MAX, BlockId, NodeId, NodeState, SpaceId
 from everfold.services import Clock
 from nameserver import tasks
 from nameserver.audit import note
-from nameserver.blocks import BlockTokens
-from nameserver.db import Cx, Database
+from nameserver.blocks import BlockTokens, select_in
+from nameserver.db import Cx, Database, Row
 from nameserver.nodes import LIVE, Member, NodeBook
 from nameserver.policy import Policy
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _YOUNG_NS = 10_000_000_000  # a block this fresh may have been put after the list was written
+_RANGE = "r.space_id = ? AND r.block >= ? AND r.block <= ? AND r.node = ?"
+_HELD = f"SELECT r.space_id, r.block FROM replica r WHERE {_RANGE} AND r.is_bad < 2"
+_COUNTED = (
+    "SELECT r.space_id, r.block, r.is_bad, b.kept_ns FROM replica r LEFT JOIN block b"
+    f" ON b.space_id = r.space_id AND b.block = r.block WHERE {_RANGE}"
+)
+_KNOWN = (
+    "SELECT r.block FROM replica r JOIN block b ON b.space_id = r.space_id AND b.block = r.block"
+    " WHERE r.space_id = ? AND r.node = ? AND r.is_bad = 0 AND r.block IN ({})"
+)
+_NEXT_SPACE = "SELECT space_id FROM replica WHERE space_id > ? ORDER BY space_id LIMIT 1"
 DRIFT = "drift"  # the audit's word for copies that a node should have had and has not
 
 Key = tuple[SpaceId, BlockId]
@@ -46,12 +57,13 @@ class Beats:
         """Take a node's report and hand out its commands. A new node is let in."""
         _check(ask)
         now = self._clock.time_ns()
+        added = self._unknown(ask)
         with self._db.write() as cx:
             _seen(cx, ask, now)
             rotted = {(h.space, h.block) for h in ask.bad}
             _removed(cx, ask.node, [h for h in ask.removed if (h.space, h.block) not in rotted])
             _rotted(cx, ask.node, ask.bad)
-            _added(cx, ask.node, ask.added, now)
+            _added(cx, ask.node, added, now)
             for one in ask.lists:
                 self._reconcile(cx, ask.node, one, now)
             is_news = self._nodes.tell(cx)
@@ -64,6 +76,28 @@ class Beats:
             self._compare(ask.node, ask.digests, now)
         beat_s = self._policy.busy_beat_s if is_busy else self._policy.beat_s
         return wire.BeatReply(member.state, beat_s, commands)
+
+    def _unknown(self, ask: wire.Heartbeat) -> Sequence[wire.Held]:
+        """Return those of the blocks that came which the map has not on this node.
+
+        Nearly all were told by the commit that names them: they are looked up before the
+        writer's turn (2 us each; to write them again would be 7 us of it). While the node has
+        anything to do, which its news may answer, all are taken.
+        """
+        if not ask.added:
+            return ask.added
+        blocks: dict[SpaceId, list[BlockId]] = {}
+        for held in ask.added:
+            blocks.setdefault(held.space, []).append(held.block)
+        with self._db.read() as cx:
+            if tasks.any_for(cx, ask.node):
+                return ask.added
+            known = {
+                (space, block)
+                for space, named in blocks.items()
+                for (block,) in select_in(cx, _KNOWN, (space, ask.node), named)
+            }
+        return [h for h in ask.added if (h.space, h.block) not in known]
 
     # ------------------------------------------------------------ commands
 
@@ -117,13 +151,10 @@ class Beats:
     def _reconcile(self, cx: Cx, node: NodeId, told: wire.PrefixList, now_ns: int) -> None:
         """Set the map right for one prefix of one node."""
         held: dict[Key, wire.Held] = {(h.space, h.block): h for h in told.held}
-        rows = cx.all(
-            "SELECT r.space_id, r.block, r.is_bad, b.kept_ns FROM replica r LEFT JOIN block b"
-            " ON b.space_id = r.space_id AND b.block = r.block WHERE r.node = ? AND r.prefix = ?",
-            node,
-            told.prefix,
-        )
-        known: dict[Key, tuple[int, int]] = {(r[0], r[1]): (r[2], r[3] or 0) for r in rows}
+        known: dict[Key, tuple[int, int]] = {
+            (space, block): (is_bad, kept_ns or 0)
+            for space, block, is_bad, kept_ns in _under(cx, _COUNTED, node, told.prefix)
+        }
         _added(cx, node, [h for key, h in held.items() if key not in known], now_ns)
         absent = [key for key, (is_bad, _) in known.items() if key not in held and is_bad < 2]
         # put after the list was written, perhaps: the node is asked about each of these
@@ -188,12 +219,12 @@ def _added(cx: Cx, node: NodeId, held: Sequence[wire.Held], now_ns: int) -> None
         [(h.space, h.block, h.size, now_ns) for h in held],
     )
     cx.many(
-        "INSERT INTO replica (space_id, block, node, prefix, is_bad) VALUES (?, ?, ?, ?, 0)"
+        "INSERT INTO replica (space_id, block, node, is_bad) VALUES (?, ?, ?, 0)"
         " ON CONFLICT (space_id, block, node) DO UPDATE SET is_bad = 0"
         # a doubt stands until the node, asked about it, has looked
         " WHERE NOT EXISTS (SELECT 1 FROM task t WHERE t.node = excluded.node"
         " AND t.kind = 'verify' AND t.space_id = excluded.space_id AND t.block = excluded.block)",
-        [(h.space, h.block, node, h.block[0]) for h in held],
+        [(h.space, h.block, node) for h in held],
     )
 
 
@@ -223,12 +254,20 @@ def _forget(cx: Cx, node: NodeId, keys: Iterable[Key]) -> None:
 
 def _digest(cx: Cx, node: NodeId, prefix: int) -> tuple[int, int]:
     """Return (count, xor) of what the map says a node holds under a prefix."""
-    rows = cx.all(
-        "SELECT space_id, block FROM replica WHERE node = ? AND prefix = ? AND is_bad < 2",
-        node,
-        prefix,
-    )
-    xor = 0
-    for space, block in rows:
+    count = xor = 0
+    for space, block in _under(cx, _HELD, node, prefix):
         xor ^= wire.held_digest(space, block)
-    return len(rows), xor
+        count += 1
+    return count, xor
+
+
+def _under(cx: Cx, sql: str, node: NodeId, prefix: int) -> Iterator[Row]:
+    """Run `sql` over the copies that a node has under a prefix, one space after the other.
+
+    Spaces too that this database does not know: the node tells of their blocks all the same.
+    """
+    least = bytes([prefix])
+    space = cx.one(_NEXT_SPACE, -1)
+    while space is not None:
+        yield from cx.all(sql, space[0], least, least + b"\xff" * BLOCK_ID_SIZE, node)
+        space = cx.one(_NEXT_SPACE, space[0])

@@ -104,10 +104,10 @@ class Ledger:
             [(space, s.block, s.size, now_ns) for s in stored],
         )
         cx.many(
-            "INSERT INTO replica (space_id, block, node, prefix, is_bad) VALUES (?, ?, ?, ?, 0)"
+            "INSERT INTO replica (space_id, block, node, is_bad) VALUES (?, ?, ?, 0)"
             " ON CONFLICT (space_id, block, node) DO UPDATE"
             " SET is_bad = CASE WHEN replica.is_bad = 2 THEN 0 ELSE replica.is_bad END",
-            [(space, block, node, block[0]) for block, nodes in copies for node in sorted(nodes)],
+            [(space, block, node) for block, nodes in copies for node in sorted(nodes)],
         )
         if cx.one(_ANY_BAD, space) is not None:
             return set()

@@ -118,7 +118,6 @@ def tables(db: pw.Database) -> SimpleNamespace:
 
         class Meta:
             primary_key = pw.CompositeKey("space", "seq")
-            indexes = ((("space", "at_ns"), False),)
             without_rowid = is_sqlite
 
     class Inode(Base):
@@ -337,17 +336,16 @@ def tables(db: pw.Database) -> SimpleNamespace:
     class Replica(Base):
         """A node has a block. `is_bad`: it did not match its name when last read (1: a reader
         said so, 2: the node found so itself and put it aside); it counts for nothing, and is
-        dropped once good copies exist. `prefix` is the name's first byte."""
+        dropped once good copies exist. Names being hashes, every index more is a page of its own
+        to write for each copy: what a node holds under a prefix is a range of the key."""
 
         space = pw.IntegerField(column_name="space_id")
         block = pw.BlobField()
         node = pw.TextField()
-        prefix = pw.SmallIntegerField()
         is_bad = pw.SmallIntegerField(default=0)
 
         class Meta:
             primary_key = pw.CompositeKey("space", "block", "node")
-            indexes = ((("node", "prefix"), False),)
             without_rowid = is_sqlite
 
     class Task(Base):
@@ -385,14 +383,22 @@ PARTIAL_INDEXES = (
     " WHERE died IS NULL",
     "CREATE INDEX IF NOT EXISTS extent_block ON extent (space_id, block)",
     "CREATE INDEX IF NOT EXISTS replica_bad ON replica (space_id, block) WHERE is_bad > 0",
+    "CREATE INDEX IF NOT EXISTS task_drop ON task (space_id, block) WHERE kind = 'drop'",
     "CREATE UNIQUE INDEX IF NOT EXISTS xattr_now ON xattr (space_id, ino, name) WHERE died IS NULL",
     "CREATE INDEX IF NOT EXISTS version_open ON version (space_id, mount) WHERE is_sealed = 0",
 )
 """What peewee's own index declarations cannot say the same way on both databases."""
 
 
+FORMER_INDEXES = ("commit_log_space_id_at_ns", "replica_node_prefix")
+
+
 def create(db: pw.Database, models: Any) -> None:
-    """Create what is missing; idempotent."""
+    """Create what is missing, take out what an earlier version had; idempotent."""
     db.create_tables(models.all, safe=True)
+    for index in FORMER_INDEXES:
+        db.execute_sql(f"DROP INDEX IF EXISTS {index}")  # type: ignore[no-untyped-call]
+    if any(column.name == "prefix" for column in db.get_columns("replica")):
+        db.execute_sql("ALTER TABLE replica DROP COLUMN prefix")  # type: ignore[no-untyped-call]
     for statement in PARTIAL_INDEXES:
         db.execute_sql(statement)  # type: ignore[no-untyped-call]

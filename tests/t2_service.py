@@ -233,8 +233,8 @@ PLANTED = {
     "beyond_size": "UPDATE inode SET size = 10 WHERE ino <> 1",
     "beyond_block": "UPDATE block SET size = 10",
     "unknown_block": "DELETE FROM block",
-    "orphan_replica": "INSERT INTO replica (space_id, block, node, prefix, is_bad)"
-    " VALUES (1, x'00', 'dn9', 0, 0)",
+    "orphan_replica": "INSERT INTO replica (space_id, block, node, is_bad)"
+    " VALUES (1, x'00', 'dn9', 0)",
     "corrupt": "UPDATE replica SET is_bad = 2",
     "missing": "UPDATE replica SET is_bad = 2",
     "overlap": "INSERT INTO extent (space_id, ino, off, born, length, block, block_offset)"

@@ -1,0 +1,130 @@
+"""The database seam: whoever asks gets a connection, nobody keeps one, nothing is left behind."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from everfold.errors import EverfoldError, Kind
+from nameserver import db as seam
+from nameserver.db import Database
+from tests.harness.databases import database, database_url, postgres_server  # noqa: F401
+
+PUT = "INSERT INTO meta (key, value) VALUES (?, ?)"
+GET = "SELECT value FROM meta WHERE key = ?"
+
+
+def value(db: Database, key: str) -> str | None:
+    with db.read() as cx:
+        row = cx.one(GET, key)
+    return row[0] if row else None
+
+
+def test_what_was_written_is_read_by_every_thread(database: Database) -> None:  # noqa: F811
+    def write_and_read(number: int) -> str | None:
+        with database.write() as cx:
+            cx.run(PUT, f"k{number}", f"v{number}")
+        found = value(database, f"k{number}")
+        if database.is_postgres:
+            database.close()  # this thread's own
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(write_and_read, range(40)))
+
+    assert found == [f"v{number}" for number in range(40)]
+
+
+def test_a_transaction_that_fails_leaves_nothing_and_harms_nobody(
+    database: Database,  # noqa: F811
+) -> None:
+    with pytest.raises(ZeroDivisionError), database.write() as cx:
+        cx.run(PUT, "k", "lost")
+        raise ZeroDivisionError
+    with pytest.raises(EverfoldError) as refused, database.write() as cx:
+        cx.run(PUT, "k", "lost too")
+        cx.run("UPDATE account SET created_ns = ?", 1 << 70)
+
+    assert refused.value.kind is Kind.INVALID
+    assert value(database, "k") is None
+    with database.write() as cx:
+        cx.run(PUT, "k", "kept")
+    assert value(database, "k") == "kept"
+
+
+def test_a_statement_that_the_database_refuses_is_unavailable_and_the_next_one_works(
+    tmp_path: Path,
+) -> None:
+    db = Database(f"{tmp_path}/everfold.db")
+    for begin in (db.read, db.write):
+        with pytest.raises(EverfoldError) as refused, begin() as cx:
+            cx.one("SELECT 1 FROM nowhere")
+        assert refused.value.kind is Kind.UNAVAILABLE
+
+    assert value(db, "k") is None
+    db.close()
+
+
+def test_a_reader_sees_one_moment_while_another_thread_writes(
+    database: Database,  # noqa: F811
+) -> None:
+    def write() -> None:
+        with database.write() as cx:
+            cx.run(PUT, "k", "new")
+        if database.is_postgres:
+            database.close()
+
+    with database.read() as cx:
+        before = cx.one(GET, "k")
+        writer = threading.Thread(target=write)
+        writer.start()
+        writer.join()
+        after = cx.one(GET, "k")
+
+    assert (before, after) == (None, None)
+    assert value(database, "k") == "new"
+
+
+def test_many_threads_leave_few_connections(tmp_path: Path) -> None:
+    db = Database(f"{tmp_path}/everfold.db")
+    together = threading.Barrier(64)
+
+    def read() -> None:
+        with db.read() as cx:
+            cx.one(GET, "k")
+            together.wait(30)
+
+    threads = [threading.Thread(target=read) for _ in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = db._lines
+
+    assert lines is not None
+    assert 1 <= len(lines._idle) <= seam._READERS
+    db.close()
+    assert lines._idle == []
+
+
+def test_tables_of_an_earlier_version_lose_what_nobody_reads(tmp_path: Path) -> None:
+    path = f"{tmp_path}/everfold.db"
+    Database(path).close()
+    with sqlite3.connect(path) as old:
+        old.execute("ALTER TABLE replica ADD COLUMN prefix INTEGER NOT NULL DEFAULT 0")
+        old.execute("CREATE INDEX replica_node_prefix ON replica (node, prefix)")
+        old.execute("INSERT INTO replica VALUES (1, x'00', 'dn1', 0, 0)")
+    old.close()
+    db = Database(path)
+    with db.read() as cx:
+        columns = [row[1] for row in cx.all("PRAGMA table_info(replica)")]
+        rows = cx.all("SELECT * FROM replica")
+        left = cx.one("SELECT 1 FROM sqlite_master WHERE name = 'replica_node_prefix'")
+    db.close()
+
+    assert columns == ["space_id", "block", "node", "is_bad"]
+    assert (rows, left) == ([(1, b"\0", "dn1", 0)], None)
