@@ -4,9 +4,10 @@ Two ways. As a rule the nameserver grants: bytes are in the cluster before a loc
 the feed is followed up to the grant before it is used, so that whoever gets a lock sees what was
 written under it before. Under the write lease this mount may ask to *grant locks itself*
 (`wire.TakeLocks`): nothing can have changed elsewhere then, so a lock is a look into
-`LockTable` (50 us for a pair, as a program sees it; a call is about 1 ms), and letting it go waits for nothing. When
-another mount wants a lock, granting stops, everything written so far is sent on, and what
-programs hold is told to the nameserver (`give`); only then does it decide for others.
+`LockTable` (50 us for a lock and its release, as a program sees it; a call is about 1 ms), and
+letting it go waits for nothing. When another mount wants a lock, granting stops, everything
+written so far is sent on, and what programs hold is told to the nameserver (`give`); only then
+does it decide for others.
 
 A grant from memory needs both: the right to grant and a write lease that is good at that moment.
 While the lease is silent (or being given back) requests wait until it is known who decides; a
@@ -164,6 +165,7 @@ class Locks:
             self._changed.notify_all()
         if lock.type is not LockType.UNLOCK and lock.kind is LockKind.POSIX:
             handle.locks.add(lock.owner)
+            self._table.end_wait(lock)  # in one step, or who waits for it now sees a circle
 
     def _get(self, handle: Handle, lock: Lock, cancel: threading.Event | None) -> None:
         self._want(handle)

@@ -61,6 +61,9 @@ class LockLeases:
                 ask.space,
                 ask.mount,
             )
+            # Who waits there is told by the mount from now on; it asks again here if it must.
+            waits = "DELETE FROM lock_wait WHERE space_id = ? AND mount = ?"
+            cx.run(waits, ask.space, ask.mount)
             others = cx.all(
                 "SELECT DISTINCT ino FROM file_lock WHERE space_id = ? AND mount <> ?",
                 ask.space,

@@ -441,3 +441,12 @@ def test_a_mount_that_begins_anew_grants_no_more(table: Table) -> None:
     table.drop("m1")
 
     assert table.set(B, WRITE) == ""
+
+
+def test_who_waited_and_was_granted_a_lock_by_its_mount_is_part_of_no_circle(table: Table) -> None:
+    table.set(A, WRITE)
+    table.set(C, WRITE, is_waiting=True)
+    assert grant(table, "m1").is_granted
+    give(table, "m1", Lock(FILE, POSIX, WRITE, C[1], 0, 10, 1))
+
+    assert table.set(A, WRITE, is_waiting=True) == BLOCKED

@@ -447,6 +447,28 @@ class Kernel:
         return lambda *values: self.told.append((what, *values))
 
 
+def test_many_that_wait_for_one_lock_are_no_circle(world: World) -> None:
+    a, b = granting(world), world.mount("b")
+    refused: list[str] = []
+
+    def count(client: Client) -> None:
+        for _ in range(40):
+            program = Program(client, "f")
+            refused.append(program.lock(WRITE, cancel=threading.Event()))
+            program.write(b"%d" % (int(program.read()) + 1))
+            program.close()
+
+    threads = [threading.Thread(target=count, args=(client,)) for client in (a, a, a, b, b)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    reader = Program(b, "f")
+    assert set(refused) == {""} == {reader.lock(READ)}
+    assert reader.read() == b"200"
+
+
 def test_the_kernel_asks_for_a_size_anew_once_a_lock_is_granted(world: World) -> None:
     a, b, kernel = granting(world), world.mount("b"), Kernel()
     b.core.notifier.attach(kernel)

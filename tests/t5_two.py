@@ -333,7 +333,7 @@ for number in range(count):
         if number % 2:
             lock(file, fcntl.LOCK_UN)
     if number % 40 == 20:
-        threading.Event().wait(1.2)  # alone for a while, the other one gets the lease and grants locks itself
+        threading.Event().wait(1.2)  # alone for a while, the other one grants locks itself
 """
 
 
