@@ -131,6 +131,16 @@ class PieceMap(Generic[S]):
             self.erase(piece.offset, piece.length)
         return same
 
+    def drop_only(self, offset: int, length: int, source: S, at: int) -> bool:
+        """Remove the one piece that there is if it is this one; tell whether.
+
+        Most files are small and written once: `erase_same` takes ten times as long.
+        """
+        if len(self._pieces) != 1 or self._pieces[0] != (offset, length, source, at):
+            return False
+        self.clear()
+        return True
+
     def slices(self, offset: int, length: int) -> list[Piece[S]]:
         """Return the pieces within a range, clipped to it, in order; gaps are left out."""
         first, last = self._span(offset, offset + length)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -33,6 +34,8 @@ from mount.policy import Policy
 
 log = logging.getLogger("mount")
 READY_S = 20.0
+SWITCH_S = 0.0005
+GARBAGE = (20_000, 20, 20)
 
 
 class Driver(Protocol):
@@ -75,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     words = [word for each in args.options for word in each.split(",") if word]
     if not args.foreground and (status := _into_background()) is not None:
         return status
+    _tune()
     logs.set_up(path=args.log_file)
     try:
         client = _open(args, "ro" in words)
@@ -104,6 +108,18 @@ def main(argv: list[str] | None = None) -> int:
         driver.run()
     patience.may_wait()  # the loop ran on this thread
     return 0 if client.close() else 3
+
+
+def _tune() -> None:
+    """Set the interpreter up for one thread that answers and others that work.
+
+    Each answer lets other threads run, and waits a switch interval if one of them computes:
+    of the default 5 ms small files were a third slower. There is hardly any garbage in cycles,
+    and much that lives long: looking for it took 3 % of the time.
+    """
+    sys.setswitchinterval(SWITCH_S)
+    gc.set_threshold(*GARBAGE)
+    gc.freeze()
 
 
 def _open(args: argparse.Namespace, is_read_only: bool) -> Client:

@@ -208,7 +208,8 @@ class Content:
 
     def _no_longer_local(self, record: StagedWrite, holes_upto: int) -> None:
         for offset, length, segment, at in record.staged:
-            self.overlay.erase_same(offset, length, segment, at)
+            if not self.overlay.drop_only(offset, length, segment, at):
+                self.overlay.erase_same(offset, length, segment, at)
             self.release_staged(segment, length)
         for extent in record.extents:
             self.overlay.erase_same(extent.offset, extent.length, extent.block, extent.block_offset)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 
 from mount.content import Content
 
 
-@dataclass(slots=True)
 class Handle:
     """`ahead` is how far read-ahead has come, `misses` counts reads out of order."""
 
-    content: Content
-    flags: int
-    next_offset: int = 0
-    window: int = 0
-    ahead: int = 0
-    misses: int = 0
-    waiting: set[int] = field(default_factory=set)  # offsets of reads that are run again
-    pushed: set[int] = field(default_factory=set)  # windows that the kernel was given
-    locks: set[int] = field(default_factory=set)  # owners that took locks through it
+    __slots__ = (
+        "ahead",
+        "content",
+        "flags",
+        "is_writer",
+        "locks",
+        "misses",
+        "next_offset",
+        "pushed",
+        "waiting",
+        "window",
+    )
 
-    @property
-    def is_writer(self) -> bool:
-        """Tell whether it was opened for writing."""
-        return self.flags & os.O_ACCMODE != os.O_RDONLY
+    def __init__(self, content: Content, flags: int) -> None:
+        self.content = content
+        self.flags = flags
+        self.is_writer = flags & os.O_ACCMODE != os.O_RDONLY  # it was opened for writing
+        self.next_offset = self.window = self.ahead = self.misses = 0
+        self.waiting: set[int] = set()  # offsets of reads that are run again
+        self.pushed: set[int] = set()  # windows that the kernel was given
+        self.locks: set[int] = set()  # owners that took locks through it

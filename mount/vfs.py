@@ -77,13 +77,25 @@ class Vfs:
     # ------------------------------------------------------------ names
 
     def lookup(self, parent: Ino, name: bytes) -> Node:
+        node = self.find(parent, name)
+        if node is None:
+            raise EverfoldError(Kind.NOT_FOUND, "no such name")
+        return node
+
+    def find(self, parent: Ino, name: bytes) -> Node | None:
         if parent >= VIRTUAL_INO:
-            return self._virtual(self._history.lookup(parent, name))
+            try:
+                return self._virtual(self._history.lookup(parent, name))
+            except EverfoldError as err:
+                if err.kind is not Kind.NOT_FOUND:
+                    raise
+                return None
         if name == VERSIONS:
             self.core.attr(parent)
             return self._virtual(self._history.versions_of(parent))
         check_name(name)
-        return self.core.node(self.core.require_child(parent, name))
+        attr = self.core.child(parent, name)
+        return None if attr is None else self.core.node(attr)
 
     def _virtual(self, ino: Ino) -> Node:
         node = self._history.node(ino)
@@ -287,6 +299,9 @@ class Vfs:
         if is_virtual(ino):
             raise EverfoldError(Kind.NO_ATTR, "no such extended attribute")
         return self._xattrs.get(ino, name)
+
+    def may_have_xattrs(self, ino: Ino) -> bool:
+        return ino < VIRTUAL_INO and self.core.attr(ino).has_xattrs
 
     def listxattr(self, ino: Ino) -> list[bytes]:
         return [] if is_virtual(ino) else self._xattrs.list(ino)

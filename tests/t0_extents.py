@@ -81,3 +81,17 @@ def test_writes_that_continue_each_other_become_one_piece() -> None:
         pieces.lay(i * 10, 10, "segment", i * 10)
 
     assert list(pieces) == [Piece(0, 1000, "segment", 0)]
+
+
+def test_a_piece_that_is_all_there_is_can_be_dropped_and_nothing_else_is() -> None:
+    pieces: PieceMap[int] = PieceMap([Piece(0, 10, 1, 5)])
+    assert not pieces.drop_only(0, 10, 1, 6)
+    assert not pieces.drop_only(0, 9, 1, 5)
+    assert pieces.covered == 10
+
+    assert pieces.drop_only(0, 10, 1, 5)
+    assert not list(pieces)
+    pieces.lay(0, 3, 1)
+    pieces.lay(8, 3, 1)
+    assert not pieces.drop_only(0, 3, 1, 0)
+    assert pieces.covered == 6

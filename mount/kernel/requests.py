@@ -1,7 +1,8 @@
 """Each request of the kernel as one call of `Filesystem`.
 
 A handler gets the node it is about, the request's bytes and where they end, and returns the
-payload of the answer; None means that no answer is due (yet). Errors are raised. A handler may
+payload of the answer; None means that no answer is due (yet), a number is the errno of what
+is refused as a rule. Other errors are raised. A handler may
 be run twice: a `MustWait` comes before any side effect (see `mount.patience`).
 
 The request's buffer is used again for the next one: nothing may keep a view of it.
@@ -9,6 +10,7 @@ The request's buffer is used again for the next one: nothing may keep a view of 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 
 from everfold.errors import EverfoldError, Kind
@@ -17,10 +19,11 @@ from mount.filesystem import VIRTUAL_INO, Caller, Changes, DirItem, Filesystem
 from mount.kernel import abi, encode
 from mount.kernel.abi import BODY_AT, Fattr, Opcode
 
-Payload = bytes | memoryview | None
+Payload = bytes | memoryview | int | None
 Handler = Callable[[int, memoryview, int], Payload]
 
 _LOCK_TYPES = (LockType.READ, LockType.WRITE, LockType.UNLOCK)  # F_RDLCK, F_WRLCK, F_UNLCK
+_CAPABILITY = b"security.capability"
 _NAME_ROOM = 32  # bytes that a name takes in a listing, as a guess of how many fit
 
 
@@ -78,12 +81,11 @@ class Requests:
     # ------------------------------------------------------------ names and inodes
 
     def _lookup(self, nodeid: int, request: memoryview, end: int) -> Payload:
-        try:
-            return encode.entry(self._fs.lookup(Ino(nodeid), bytes(request[BODY_AT : end - 1])))
-        except EverfoldError as err:
-            if err.kind is Kind.NOT_FOUND and self._fs.negative_ttl > 0:
-                return encode.negative_entry(self._fs.negative_ttl)
-            raise
+        node = self._fs.find(Ino(nodeid), bytes(request[BODY_AT : end - 1]))
+        if node is not None:
+            return encode.entry(node)
+        ttl = self._fs.negative_ttl
+        return encode.negative_entry(ttl) if ttl > 0 else errno.ENOENT
 
     def _forget(self, nodeid: int, request: memoryview, end: int) -> Payload:
         (count,) = abi.FORGET_IN.unpack_from(request, BODY_AT)
@@ -271,6 +273,8 @@ class Requests:
     def _getxattr(self, nodeid: int, request: memoryview, end: int) -> Payload:
         size, _ = abi.GETXATTR_IN.unpack_from(request, BODY_AT)
         name = bytes(request[BODY_AT + abi.GETXATTR_IN.size : end - 1])
+        if name == _CAPABILITY and not self._fs.may_have_xattrs(Ino(nodeid)):
+            return errno.ENODATA  # the kernel asks before it writes to a file that was opened
         return _sized(self._fs.getxattr(Ino(nodeid), name), size)
 
     def _listxattr(self, nodeid: int, request: memoryview, end: int) -> Payload:

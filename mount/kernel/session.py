@@ -51,8 +51,10 @@ _WANTED = (
     | Init.INIT_EXT
 )
 _MAX_BACKGROUND = 64  # read-ahead and releases under way, before the kernel holds back
+_SHORT = 4096  # up to here copying an answer costs less than a second buffer in its write
 _FINISH_S = 30.0  # longer than any call may wait for the network
 
+_out_header = abi.OUT_HEADER.pack
 _log = logging.getLogger(__name__)
 
 
@@ -111,7 +113,7 @@ class Session:
         buffer = bytearray(_BUFFER)
         view, buffers = memoryview(buffer), [buffer]
         fd, readv, clock = self._fd, os.readv, perf_counter_ns
-        in_start, serve = abi.IN_START.unpack_from, self._serve
+        in_start, run, table = abi.IN_START.unpack_from, self._run, self._table
         try:
             while True:
                 try:
@@ -124,22 +126,17 @@ class Session:
                     continue  # the request was interrupted before we had it
                 started = clock()
                 _, opcode, unique, nodeid = in_start(buffer)
+                handler = table[opcode] if opcode < abi.OPCODES else None
+                if handler is None:
+                    self._answer(unique, errno.ENOSYS, b"")
+                    continue
                 try:
-                    serve(opcode, unique, nodeid, view, end, started)
+                    run(handler, opcode, unique, nodeid, view, end, started)
                 except patience.MustWait:
                     request = memoryview(bytes(view[:end]))
-                    self._hand_over(opcode, unique, nodeid, request, end, started)
+                    self._hand_over(handler, opcode, unique, nodeid, request, end, started)
         finally:
             self._end()
-
-    def _serve(
-        self, opcode: int, unique: int, nodeid: int, request: memoryview, end: int, started: int
-    ) -> None:
-        handler = self._table[opcode] if opcode < abi.OPCODES else None
-        if handler is None:
-            self._answer(unique, errno.ENOSYS, b"")
-            return
-        self._run(handler, opcode, unique, nodeid, request, end, started)
 
     def _run(
         self,
@@ -166,6 +163,8 @@ class Session:
         cost = self._costs[opcode]
         cost[0] += 1  # before the answer: who got it finds it counted
         if payload is not None:
+            if isinstance(payload, int):
+                error, payload = payload, b""
             self._answer(unique, error, payload)
         spent = perf_counter_ns() - started
         cost[1] += spent
@@ -173,18 +172,27 @@ class Session:
             cost[2] = spent
 
     def _hand_over(
-        self, opcode: int, unique: int, nodeid: int, request: memoryview, end: int, started: int
+        self,
+        handler: Handler,
+        opcode: int,
+        unique: int,
+        nodeid: int,
+        request: memoryview,
+        end: int,
+        started: int,
     ) -> None:
-        self._workers.submit(lambda: self._serve(opcode, unique, nodeid, request, end, started))
+        self._workers.submit(
+            lambda: self._run(handler, opcode, unique, nodeid, request, end, started)
+        )
 
     def _answer(self, unique: int, error: int, payload: bytes | memoryview) -> None:
         length = len(payload)
-        header = abi.OUT_HEADER.pack(16 + length, -error, unique)
+        header = _out_header(16 + length, -error, unique)
         try:
-            if length:
+            if length > _SHORT:
                 os.writev(self._fd, (header, payload))
             else:
-                os.write(self._fd, header)
+                os.write(self._fd, header + payload)
         except OSError as err:
             # ENOENT: the request was aborted meanwhile. ENODEV: the mount is gone.
             if err.errno not in (errno.ENOENT, errno.ENODEV):

@@ -231,6 +231,14 @@ class MemoryFilesystem:
     def lookup(self, parent: Ino, name: bytes) -> Node:
         return self._referenced(self._child(self._dir(parent), name))
 
+    def find(self, parent: Ino, name: bytes) -> Node | None:
+        try:
+            return self.lookup(parent, name)
+        except EverfoldError as err:
+            if err.kind is not Kind.NOT_FOUND:
+                raise
+            return None
+
     @_atomic
     def forget(self, ino: Ino, count: int) -> None:
         inode = self._inodes.get(ino)
@@ -582,6 +590,10 @@ class MemoryFilesystem:
             return self._inode(ino).xattrs[name]
         except KeyError:
             raise EverfoldError(Kind.NO_ATTR, os.fsdecode(name)) from None
+
+    @_atomic
+    def may_have_xattrs(self, ino: Ino) -> bool:
+        return bool(self._inode(ino).xattrs)
 
     @_atomic
     def listxattr(self, ino: Ino) -> list[bytes]:
