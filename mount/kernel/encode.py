@@ -138,27 +138,84 @@ def opened(handle: Opened) -> bytes:
 
 def listing(items: Sequence[DirItem], room: int) -> bytes:
     """Return as many whole entries of READDIR as fit into `room` bytes."""
-    out = bytearray()
+    out: list[bytes] = []
+    pack, fixed = abi.DIRENT.pack, abi.DIRENT.size
     for name, ino, mode, cookie, _ in items:
-        size = (abi.DIRENT.size + len(name) + 7) & ~7
-        if len(out) + size > room:
+        length = len(name)
+        size = (fixed + length + 7) & ~7
+        room -= size
+        if room < 0:
             break
-        out += abi.DIRENT.pack(ino, cookie, len(name), mode >> 12 & 15)
-        out += name.ljust(size - abi.DIRENT.size, b"\0")
-    return bytes(out)
+        out.append(pack(ino, cookie, length, mode >> 12 & 15))
+        out.append(name.ljust(size - fixed, b"\0"))
+    return b"".join(out)
 
 
 def listing_plus(items: Sequence[DirItem], room: int) -> tuple[bytes, int]:
-    """Return what fits of READDIRPLUS, and how many items that was."""
-    out = bytearray()
+    """Return what fits of READDIRPLUS, and how many items that was.
+
+    Written out: with a call for each entry a name cost 4 us here, not 2.
+    """
+    out: list[bytes] = []
+    pack, fixed = abi.DIRENTPLUS.pack, abi.DIRENTPLUS.size
+    ttls = (0.0, 0.0)
+    times = (0, 0, 0, 0)
     for count, (name, ino, mode, cookie, node) in enumerate(items):
-        size = (abi.DIRENTPLUS.size + len(name) + 7) & ~7
-        if len(out) + size > room:
-            return bytes(out), count
-        out += entry(node) if node is not None else _no_entry
-        out += abi.DIRENT.pack(ino, cookie, len(name), mode >> 12 & 15)
-        out += name.ljust(size - abi.DIRENTPLUS.size, b"\0")
-    return bytes(out), len(items)
+        length = len(name)
+        size = (fixed + length + 7) & ~7
+        room -= size
+        if room < 0:
+            return b"".join(out), count
+        if node is None:
+            out.append(_no_entry)
+            out.append(abi.DIRENT.pack(ino, cookie, length, mode >> 12 & 15))
+        else:
+            attr = node.attr
+            if node[1:] != ttls:
+                ttls = node[1:]
+                times = _times(*ttls)
+            atime, mtime, ctime = attr.atime_ns, attr.mtime_ns, attr.ctime_ns
+            a_s, m_s, c_s = atime // _second, mtime // _second, ctime // _second
+            out.append(
+                pack(
+                    ino,
+                    0,
+                    *times,
+                    ino,
+                    attr.size,
+                    (attr.allocated + 511) >> 9,
+                    a_s,
+                    m_s,
+                    c_s,
+                    atime - a_s * _second,
+                    mtime - m_s * _second,
+                    ctime - c_s * _second,
+                    attr.mode,
+                    attr.nlink,
+                    attr.uid,
+                    attr.gid,
+                    kernel_dev(attr.rdev) if attr.rdev else 0,
+                    IO_SIZE,
+                    0,
+                    ino,
+                    cookie,
+                    length,
+                    mode >> 12 & 15,
+                )
+            )
+        out.append(name.ljust(size - fixed, b"\0"))
+    return b"".join(out), len(items)
+
+
+def _times(entry_ttl: float, attr_ttl: float) -> tuple[int, int, int, int]:
+    """Return how long a name and attributes may be remembered: seconds, then nanoseconds."""
+    entry_s, attr_s = int(entry_ttl), int(attr_ttl)
+    return (
+        entry_s,
+        attr_s,
+        int((entry_ttl - entry_s) * _second),
+        int((attr_ttl - attr_s) * _second),
+    )
 
 
 _no_entry = bytes(abi.ENTRY_OUT.size)
