@@ -32,6 +32,7 @@ class Content:
     __slots__ = (
         "attr",
         "base",
+        "committed_size",
         "cut",
         "dirty",
         "dirty_bytes",
@@ -116,7 +117,7 @@ class Content:
     def follow(self, attr: Attr) -> None:
         """Take over committed attributes; only while nothing local is under way."""
         self.base = attr.version  # k that local changes build on
-        self.size = attr.size
+        self.size = self.committed_size = attr.size
         self.mtime_ns = attr.mtime_ns
         self.time_ns = attr.ctime_ns
 

@@ -33,6 +33,7 @@ from mount.knowledge import Knowledge, Unknown
 from mount.lease import WriteLease
 from mount.policy import Policy
 from mount.records import Local, Names, StagedWrite, encode, ino_of, sealed, touched_by
+from mount.room import Room
 from mount.shipper import Item, Shipper
 from mount.staging import Staging
 
@@ -75,6 +76,8 @@ class Core(Knowledge):
         self.journal, self.shipper, self.lease = journal, shipper, lease
         self.wants_lease = threading.Event()  # set when the lease keeper has something to do
         self._fresh_inos: tuple[Ino, Ino] = (Ino(0), Ino(0))  # [next, end)
+        self.size_max = session.size_max
+        self.room = Room(session.quota_left, self.contents.values)
         shipper.tell = self._settle
 
     def check_writable(self) -> None:
@@ -297,6 +300,8 @@ class Core(Knowledge):
                         self._settle_one(item, results[i], seq)
                     else:  # of an earlier process
                         item.done(item, results[i], seq)
+                if part.stop == len(items):
+                    self.room.is_left(self.shipper.quota_left)
                 self.feed_moved.notify_all()
             for i in part:
                 item = items[i]
@@ -356,6 +361,7 @@ class Core(Knowledge):
         attr = self.tree.attr(content.ino)
         if isinstance(record, StagedWrite) and isinstance(item.shipped, wire.Write):
             content.committed(record, item.shipped.extents, item.holes)
+            content.committed_size = record.size
             content.base = result.version or content.base
             if attr is not None:
                 attr = replace(
@@ -386,6 +392,26 @@ class Core(Knowledge):
         content.extents = None
         self.tree.forget_attr(content.ino)
         self.notifier.forget_data(content.ino)
+
+    def require_room(self, content: Content, size: int) -> None:
+        """Raise TOO_LARGE or QUOTA when a file may not grow to `size`.
+
+        What is on its way may set bytes free: it is waited for before the quota refuses.
+        """
+        if size > self.size_max:
+            raise EverfoldError(Kind.TOO_LARGE, "beyond the largest file")
+        if not self.room.is_limited or content.is_orphan:
+            return
+        try:
+            with self.lock:
+                self.room.take(size - content.size)
+        except EverfoldError:
+            if not self.shipper.backlog[0]:
+                raise
+            patience.require()
+            self.wait_all()
+            with self.lock:
+                self.room.take(size - content.size)
 
     def wait_room(self) -> None:
         """Slow a writer down while too many bytes wait for the cluster."""

@@ -16,7 +16,7 @@ import msgspec
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.model import BLOCK_MAX, SIZE_MAX, Attr, Ino, Seq
+from everfold.model import BLOCK_MAX, Attr, Ino, Seq
 from mount import patience
 from mount.content import Content
 from mount.core import Core
@@ -163,9 +163,10 @@ class Files:
         content, size = handle.content, len(data)
         if not content.is_changed or content.is_orphan:
             core.refresh(content)
-        if offset + size > SIZE_MAX:
-            raise EverfoldError(Kind.TOO_LARGE, "beyond the largest file")
         is_append = bool(handle.flags & os.O_APPEND)
+        end = (max(offset, content.size) if is_append else offset) + size
+        if end > content.size:
+            core.require_room(content, end)
         if size < RUN_MIN or is_append:
             places = [(0, size, core.staging.append(data))]
         else:
@@ -208,9 +209,8 @@ class Files:
     def truncate(self, content: Content, size: int, kill_priv: bool = False) -> None:
         """Set the size of a file; what a larger size uncovers is a hole."""
         core = self._core
-        if not 0 <= size <= SIZE_MAX:
-            raise EverfoldError(Kind.TOO_LARGE, "beyond the largest file")
         core.check_writable()
+        core.require_room(content, size)
         with core.lock:
             self._mark_dirty(content)
             if kill_priv:
@@ -241,7 +241,7 @@ class Files:
         core, handle = self._core, self.handle(fh)
         if offset < 0 or length <= 0:
             raise EverfoldError(Kind.INVALID, "not a range")
-        if offset + length > SIZE_MAX:
+        if offset + length > core.size_max:
             raise EverfoldError(Kind.TOO_LARGE, "beyond the largest file")
         if mode not in (
             0,
@@ -254,6 +254,8 @@ class Files:
         core.check_writable()
         content = handle.content
         core.refresh(content)
+        if not mode & FALLOC_KEEP_SIZE:
+            core.require_room(content, offset + length)
         with core.lock:
             now = core.clock.time_ns()
             self._mark_dirty(content)
@@ -367,6 +369,7 @@ class Files:
         if source.is_orphan:
             raise EverfoldError(Kind.CROSS_SPACE, "a file without a name is copied by its bytes")
         patience.require()
+        core.require_room(target, offset_out + n)
         self.sync(source)
         core.load_extents(source)
         with core.lock:

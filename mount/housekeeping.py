@@ -72,6 +72,7 @@ class LeaseKeeper:
         wait_for_feed(self._core, seq, _CATCH_UP_S)
         with self._core.lock:
             self._core.lease.begin(epoch, good_until)
+            self._core.room.is_left(self._core.lease.quota_left)
 
     def let_go(self) -> None:
         """Answer nothing early any more, send on what was, give the lease back."""

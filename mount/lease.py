@@ -43,6 +43,7 @@ class WriteLease:
         self._is_recalled = False
         self._ask_at = 0.0
         self._wanted_at = -1e9
+        self.quota_left: int | None = None  # as the last grant told
         self.takes = self.recalls = self.locks_granted = 0
         self.grants_locks = False  # set by `mount.locks`, under its lock
         self.are_locks_recalled = False
@@ -82,6 +83,7 @@ class WriteLease:
         before = self._clock.monotonic()
         self._ask_at = before + _ASK_AGAIN_S
         got = self._names.lease(wire.TakeLease(self._space, self._mount))
+        self.quota_left = got.quota_left
         return got.epoch, before + got.left_s - _MARGIN_S, got.seq
 
     def begin(self, epoch: int, good_until: float) -> None:

@@ -110,6 +110,7 @@ class Shipper:
         self._buffer = bytearray(BLOCK_MAX)  # kept: taking and clearing 4 MiB costs 1 ms
         self.failure: EverfoldError | None = None  # why the cluster was not reached lately
         self.broken: EverfoldError | None = None  # why nothing is shipped any more
+        self.quota_left: int | None = None  # as the last commit told
         self.committed_number = 0  # everything up to here is in the cluster
         self.batches = 0
         self.shipped_ops = 0
@@ -318,6 +319,7 @@ class Shipper:
             self._lull_ends = time.monotonic() + LULL_S
         for item in batch:
             item.first_seq = committed.first
+        self.quota_left = committed.quota_left
         self.tell(batch, committed.results, committed.seq)
 
     def _refuse(self, batch: list[Item], err: EverfoldError) -> None:

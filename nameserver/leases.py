@@ -16,6 +16,7 @@ from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import MountId, Seq, SpaceId
 from everfold.services import Clock
+from nameserver import quota
 from nameserver.db import Cx, Database
 from nameserver.feed import Bell
 from nameserver.policy import Policy
@@ -106,7 +107,8 @@ class Leases:
                 now + int(self._policy.write_lease_s * 1e9),
                 ask.space,
             )
-        return wire.Lease(row.epoch + 1, self._policy.write_lease_s, Seq(row.seq))
+            left = quota.left_in(cx, ask.space)
+        return wire.Lease(row.epoch + 1, self._policy.write_lease_s, Seq(row.seq), left)
 
     def _give_back(self, ask: wire.TakeLease) -> wire.Lease:
         with self._db.write() as cx:

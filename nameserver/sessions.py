@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.model import MountId, Seq, SpaceId
+from everfold.model import SIZE_MAX, MountId, Seq, SpaceId
 from everfold.services import Clock
+from nameserver import quota
 from nameserver.blocks import Ledger
 from nameserver.db import Database
 from nameserver.gate import Identity
@@ -76,6 +77,7 @@ class Sessions:
             )
             if row is None:
                 raise EverfoldError(Kind.FORBIDDEN, "this mount is another user's", ask.mount)
+            left = quota.left_in(cx, space)
         self._tidy(space, ask.mount)
         token, expires = self._ledger.token(space)
         return wire.Session(
@@ -90,6 +92,8 @@ class Sessions:
             block_token=token,
             block_token_expires=expires,
             session_ttl_s=self._policy.session_ttl_s,
+            quota_left=left,
+            size_max=self._policy.max_file_size or SIZE_MAX,
         )
 
     def seen(self, space: SpaceId, mount: MountId) -> None:

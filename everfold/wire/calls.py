@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from everfold.model import (
     NOW,
+    SIZE_MAX,
     Attr,
     BlockId,
     Entry,
@@ -32,7 +33,11 @@ class Hello(Record, frozen=True):
 
 
 class Session(Record, frozen=True):
-    """What a mount must know to work. `last_op`: the last operation of it that was applied."""
+    """What a mount must know to work. `last_op`: the last operation of it that was applied.
+
+    `quota_left`: bytes that may still be stored in the space, None without a quota; with each
+    commit and lease it is told anew. `size_max`: of one file.
+    """
 
     space: SpaceId
     space_name: str
@@ -45,6 +50,8 @@ class Session(Record, frozen=True):
     block_token: str  # for the datanodes, good for this space
     block_token_expires: float  # seconds since the epoch
     session_ttl_s: float  # locks fall when the mount is silent for so long
+    quota_left: int | None = None
+    size_max: int = SIZE_MAX
 
 
 class Lookup(Record, frozen=True):
@@ -170,6 +177,7 @@ class Committed(Record, frozen=True):
     seq: Seq
     results: list[Result]
     first: Seq = NOW  # the batch's commits are `first` … `seq`; 0 when nothing was applied now
+    quota_left: int | None = None  # see `Session`
 
 
 class Reserve(Record, frozen=True):
@@ -447,6 +455,7 @@ class Lease(Record, frozen=True):
     epoch: int
     left_s: float
     seq: Seq
+    quota_left: int | None = None  # see `Session`
 
 
 class GetUsage(Record, frozen=True):

@@ -203,10 +203,15 @@ class Batch:
         if id(op) not in self.sound:
             checks.writing(op, self.size_max)
 
+    @property
+    def quota_left(self) -> int | None:
+        """Return what the owner may still store, after what was applied; None without a quota."""
+        return None if self._quota_left is None else self._quota_left - self.live_bytes
+
     def check_quota(self, growth: int) -> None:
         """Raise QUOTA when the owner may not have `growth` bytes more."""
-        left = self._quota_left
-        if left is not None and growth > 0 and growth + self.live_bytes > left:
+        left = self.quota_left
+        if left is not None and growth > 0 and growth > left:
             raise EverfoldError(Kind.QUOTA, "the quota is used up")
 
     # ------------------------------------------------------------ time

@@ -16,6 +16,7 @@ from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import BlockId, Seq, SpaceId
 from nameserver import leases
+from nameserver import quota as quotas
 from nameserver.db import Cx
 from nameserver.tree import attributes, checks, content, names
 from nameserver.tree.batch import Author, Batch, SpaceState
@@ -28,7 +29,6 @@ _SPACE: Final = (
     " (SELECT c.at_ns FROM commit_log c WHERE c.space_id = s.id AND c.seq = s.seq)"
     " FROM space s JOIN account a ON a.id = s.owner_id WHERE s.id = ?"
 )
-_OWNED: Final = "SELECT CAST(SUM(live_bytes) AS BIGINT) FROM space WHERE owner_id = ?"
 _MOUNT: Final = "SELECT last_op, results FROM mount WHERE space_id = ? AND id = ?"
 _REMEMBER: Final = (
     "INSERT INTO mount (space_id, id, author, device, device_id, label, last_op, results,"
@@ -75,7 +75,7 @@ class Committer:
         is_late = leases.check(cx, ask, now_ns)
         last_op, answered = _answered(cx, ask)
         if len(answered) == len(ask.ops):
-            return wire.Committed(Seq(state.seq), answered)
+            return wire.Committed(Seq(state.seq), answered, quota_left=state.quota_left)
         batch = Batch(cx, ask.space, state, author, ask.mount, now_ns)
         batch.size_max = self._size_max
         fresh = ask.ops[len(answered) :] if answered else ask.ops
@@ -88,7 +88,7 @@ class Committer:
         kept = wire.encode((ask.first_op, results))
         user, device = author
         cx.run(_REMEMBER, ask.space, ask.mount, user, device, last_op, kept, now_ns)
-        return wire.Committed(seq, results, batch.first)
+        return wire.Committed(seq, results, batch.first, batch.quota_left)
 
     def _check_safe(self, cx: Cx, space: SpaceId, named: set[BlockId]) -> None:
         """Refuse the whole batch while it names a block that is not safe yet.
@@ -130,11 +130,7 @@ def _space(cx: Cx, space: SpaceId) -> SpaceState:
     if row is None:
         raise EverfoldError(Kind.NOT_FOUND, "no such space", str(space))
     seq, next_ino, quota, owner, at_ns = row
-    quota_left = None
-    if quota:
-        owned = cx.one(_OWNED, owner)
-        quota_left = quota - (owned[0] if owned else 0)
-    return SpaceState(seq, next_ino, at_ns or 0, quota_left)
+    return SpaceState(seq, next_ino, at_ns or 0, quotas.left(cx, quota, owner))
 
 
 def _answered(cx: Cx, ask: wire.Commit) -> tuple[int, list[wire.Result]]:
