@@ -13,6 +13,7 @@ from mount import patience
 from mount.content import Content, Source
 from mount.core import Core
 from mount.handles import Handle
+from mount.neighbours import Neighbours
 from mount.pushes import Pushes
 from mount.staging import Place
 
@@ -25,11 +26,13 @@ class Reading:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._pushes = Pushes(core)
+        self._neighbours = Neighbours(core)
 
     def read(self, handle: Handle, offset: int, size: int) -> bytes | memoryview:
         """Return bytes at `offset`, short only at the end of the file."""
         content, core = handle.content, self._core
         core.refresh(content)
+        is_cold = False
         while True:
             with core.lock:
                 size = min(size, content.size - offset)
@@ -39,6 +42,9 @@ class Reading:
             if parts is not None:
                 break
             core.load_extents(content)
+            is_cold = True
+        if (is_cold or self._neighbours.window) and content.size < SMALL_BLOCK:
+            self._neighbours.reads(content)
         if offset in handle.waiting:
             handle.waiting.discard(offset)  # noted when it was tried where it must not wait
         else:
