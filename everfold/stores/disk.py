@@ -5,7 +5,8 @@ synced and checked before it got that name; what is not so lies in `temp` and is
 start by the owner of the root.
 
 One level of folders, all made when a space is met: with two, almost every block of the first
-200 GB made a folder and synced two more, a third of its time. A TB has 1,000 files a folder.
+200 GB made one and synced two more: 0.4 ms of CPU and a commit of the filesystem's log each.
+A TB has 1,000 files a folder.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class LocalStore:
     def _require_room(self, size: int) -> None:
         """Refuse what would go below the floor.
 
-        The filesystem is asked once a second (it costs 8 us), and always near the floor.
+        The filesystem is asked once a second (it costs 5 us), and always near the floor.
         """
         self._spare -= size
         if self._spare < _NEAR or time.monotonic() > self._asked_at + _ROOM_TTL_S:

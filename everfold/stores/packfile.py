@@ -2,8 +2,14 @@
 
 Invariant: bytes before `synced` are on the medium; bytes before `size` are whole records; what
 the file has after them is zeros.
+
 A pack whose sync failed once is poisoned for good: the kernel reports such an error only
 once, so a second sync that succeeds proves nothing. Nothing is appended to it any more.
+
+The zeros are room for small records: to sync bytes that take the place of others is a write, to
+sync a file that became longer is a commit of the filesystem's log, too, which is one for all.
+Three processes that write and sync 4 KiB on one ext4: 150-210 us each instead of 330-650, and
+half the CPU.
 """
 
 from __future__ import annotations

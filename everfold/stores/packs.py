@@ -29,7 +29,7 @@ from everfold.stores.packindex import PackIndex, Place, Row
 PACK_SIZE = 64 * 1024 * 1024
 _BATCH = 5_000
 _COPY_BYTES = 1024 * 1024
-_READ_BYTES = 256 * 1024  # at once: more was no faster, and stays out of the caches
+_READ_BYTES = 1024 * 1024  # at once: 8.3 us a block of 4 KiB, 12.7 one by one, 7.8 with 4 MiB
 Key = tuple[SpaceId, BlockId]
 
 
@@ -149,7 +149,7 @@ class PackStore:
                 if fresh:
                     pack = self._append_blocks(space, fresh, places)
                     waits[pack] = pack.size
-            except OSError as err:  # plainly, not `translated`: that costs 2 us
+            except OSError as err:  # plainly, not `translated`: that costs 1.5 us
                 raise error_of(err, "packs") from err
         try:
             for pack, end in waits.items():
