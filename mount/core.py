@@ -117,8 +117,9 @@ class Core(Knowledge):
 
     def want_lease(self) -> None:
         """Note that this mount changes something; the lease keeper asks when it has no lease."""
-        self.lease.want()
-        if not self.lease.epoch:
+        lease = self.lease
+        lease.want()
+        if not lease.epoch:
             self.wants_lease.set()
 
     def _wait_turn(self) -> None:

@@ -126,9 +126,13 @@ class Journal:
         """
         with self._lock:
             self._make_room()
-            first = self._next
-            self._write_on([pack_frame(_RECORD, n, body) for n, body in enumerate(records, first)])
-            self._next += len(records)
+            first = number = self._next
+            frames: list[bytes] = []
+            for body in records:
+                frames.append(pack_frame(_RECORD, number, body))
+                number += 1
+            self._write_on(frames)
+            self._next = number
             return first
 
     def amend(self, number: int, record: bytes) -> None:
@@ -236,7 +240,9 @@ class Journal:
 
     def _write_on(self, frames: list[bytes]) -> None:
         """Append whole frames after the amendments that wait, or nothing."""
-        self._write(b"".join(self._amendments + frames))
+        if self._amendments:
+            frames = self._amendments + frames
+        self._write(b"".join(frames))
         self._amendments.clear()
 
     def _write(self, frames: bytes) -> None:
