@@ -472,3 +472,20 @@ def test_a_time_set_right_after_a_save_stays_when_the_save_is_through(world: Wor
         client.vfs.setattr(ino, Changes(mtime_ns=1000 + number), None, ME)
         client.vfs.syncfs()
         assert find(client, "f").mtime_ns == 1000 + number
+
+
+def test_a_save_is_two_operations_the_name_and_the_bytes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mount.files.HOLD_S", 60.0)
+    client = world.mount()
+    save(client, "other", b"")
+    assert eventually(lambda: bool(client.core.lease.held))
+    client.vfs.syncfs()
+    before = client.core.shipper.shipped_ops
+    save(client, "f", b"text")
+    assert eventually(lambda: client.core.shipper.shipped_ops == before + 2)  # not held back
+
+    client.vfs.syncfs()
+    assert client.core.shipper.shipped_ops == before + 2
+    assert versions(client, "f") == [b"text"]
