@@ -21,6 +21,7 @@ setup(
         "mount",
         "mount.kernel",
         "nameserver",
+        "nameserver.files",
         "nameserver.routes",
         "nameserver.tree",
         "datanode",

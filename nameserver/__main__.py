@@ -91,6 +91,7 @@ def start(data: Path, settings: config.Settings) -> tuple[Service, FirstAdmin | 
         registration=settings.registration,
         default_quota=settings.default_quota,
         max_file_size=settings.max_file_size,
+        allowed_extensions=settings.allowed_extensions,
     )
     service = Service(db, SystemClock(), policy, secretfile.load(data, given))
     return service, service.first_admin(settings.admin_password)

@@ -53,3 +53,4 @@ class Policy:
     registration: str = "admin"  # "open" | "invite" | "admin"
     default_quota: int = 0
     max_file_size: int = 0  # 0: no limit
+    allowed_extensions: frozenset[str] = frozenset()  # of files, lower case; empty: all

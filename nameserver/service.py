@@ -9,6 +9,7 @@ import msgspec
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
+from everfold.http import HttpTransport
 from everfold.model import SIZE_MAX, MountId, NodeId, SpaceId, SpaceUsage
 from everfold.services import Clock
 from everfold.tokens import Signer
@@ -22,6 +23,8 @@ from nameserver.db import Database
 from nameserver.devices import Devices
 from nameserver.driver import Driver
 from nameserver.feed import Bell, Feeds
+from nameserver.files.blocks import Connect
+from nameserver.files.service import FileService
 from nameserver.fsck import Fsck
 from nameserver.gate import Gate, Identity
 from nameserver.leases import Leases
@@ -47,7 +50,14 @@ class FirstAdmin(NamedTuple):
 class Service:
     """All parts of one nameserver, wired. Any number of them may share a database."""
 
-    def __init__(self, db: Database, clock: Clock, policy: Policy, keys: Secrets) -> None:
+    def __init__(
+        self,
+        db: Database,
+        clock: Clock,
+        policy: Policy,
+        keys: Secrets,
+        connect: Connect = HttpTransport,
+    ) -> None:
         self.db = db
         self.clock = clock
         self.policy = policy
@@ -78,6 +88,7 @@ class Service:
         self.status = Status(db, clock, policy, self.nodes)
         self.fsck = Fsck(db, clock, policy, self.nodes)
         self.driver = Driver(db, clock, policy, self.nodes, self.sessions)
+        self.files = FileService(self, connect)
 
     def caller(self, who: Identity) -> Caller:
         """Return the nameserver as this caller may use it (`services.NameService`)."""
@@ -159,4 +170,5 @@ class Service:
         """Let parked requests go, and stop what runs by itself."""
         self.fsck.stop()
         self.bell.stop()
+        self.files.stop()
         self.driver.stop()

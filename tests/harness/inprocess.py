@@ -89,12 +89,12 @@ class InProcessCluster:
         self.folder = folder
         self.db = Database(f"sqlite:///{folder}/nameserver.db")
         keys = Secrets("s" * 32, "j" * 32, SECRET)
-        self.service = Service(self.db, SystemClock(), policy, keys)
+        self.links: dict[str, Switched] = {}  # to the datanodes, by URL
+        self.service = Service(self.db, SystemClock(), policy, keys, self.links.__getitem__)
         self.app = create_app(self.service)
         self.nameserver = Switched(WsgiTransport(self.app, "http://ns.test"))
         self._peers = InProcessPeers()
         self.nodes: dict[str, InProcessNode] = {}
-        self.links: dict[str, Switched] = {}
         self._beats: list[Beat] = []
         self._clients: list[Client] = []
         for number in range(1, nodes + 1):

@@ -1,0 +1,94 @@
+"""Bytes on their way in: cut into blocks as they come, stored while more come.
+
+Only a few blocks are in memory at any time, however large the file is. Nothing names them before
+the commit; what was stored for an upload that breaks off is garbage, which is collected.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Executor, Future
+from typing import Final, NamedTuple
+
+from everfold import blockid, wire
+from everfold.errors import EverfoldError, Kind
+from everfold.model import BLOCK_MAX, Extent, SpaceId
+from nameserver.files.blocks import Blocks
+
+WINDOW: Final = 3  # blocks of one upload that are being stored while the next one gathers
+
+
+class Content(NamedTuple):
+    """A whole file's bytes, safe in the cluster: what a commit may name."""
+
+    size: int
+    extents: list[Extent]
+    stored: list[wire.Stored]
+
+
+class Intake:
+    """One upload's bytes. Of one thread."""
+
+    def __init__(
+        self, blocks: Blocks, pool: Executor, space: SpaceId, size_max: int, room: int | None
+    ) -> None:
+        """`room`: what the quota leaves (None: no limit); the commit checks it again."""
+        self._blocks, self._pool, self._space = blocks, pool, space
+        self._size_max, self._room = size_max, room
+        self._pieces: list[bytes] = []
+        self._gathered = 0
+        self._size = 0
+        self._extents: list[Extent] = []
+        self._stored: list[wire.Stored] = []
+        self._under_way: deque[Future[wire.Stored]] = deque()
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes. TOO_LARGE, QUOTA as soon as there are too many of them."""
+        self.check(self._size + len(data))
+        self._size += len(data)
+        while data:
+            piece = data[: BLOCK_MAX - self._gathered]
+            self._pieces.append(piece)
+            self._gathered += len(piece)
+            data = data[len(piece) :]
+            if self._gathered == BLOCK_MAX:
+                self._send()
+
+    def check(self, size: int) -> None:
+        """Raise TOO_LARGE or QUOTA when a file of this size cannot be taken."""
+        if size > self._size_max:
+            raise EverfoldError(Kind.TOO_LARGE, f"files have at most {self._size_max} bytes")
+        if self._room is not None and size > self._room:
+            raise EverfoldError(Kind.QUOTA, "the quota leaves no room for this file")
+
+    def end(self) -> Content:
+        """Return the content once all of it is on enough datanodes."""
+        if self._gathered:
+            self._send()
+        while self._under_way:
+            self._receive()
+        return Content(self._size, self._extents, self._stored)
+
+    def cancel(self) -> None:
+        """Give the upload up; blocks under way may still be stored."""
+        for future in self._under_way:
+            future.cancel()
+        self._under_way.clear()
+        self._pieces.clear()
+
+    def _send(self) -> None:
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        self._gathered = 0
+        while len(self._under_way) >= WINDOW:
+            self._receive()
+        self._under_way.append(self._pool.submit(self._store, data))
+
+    def _store(self, data: bytes) -> wire.Stored:
+        return self._blocks.put(self._space, blockid.name_of(data), data)
+
+    def _receive(self) -> None:
+        stored = self._under_way.popleft().result()
+        offset = self._extents[-1].end if self._extents else 0
+        self._extents.append(Extent(offset, stored.size, stored.block))
+        self._stored.append(stored)

@@ -1,0 +1,308 @@
+"""What people's programs may do with files: the one service under every JSON route and the page.
+
+A `Visitor` is somebody in their own space. Whatever is asked for by id is checked to be theirs
+first; of anything else they do not learn that it exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from everfold import wire
+from everfold.errors import EverfoldError, Kind
+from everfold.http import HttpTransport
+from everfold.model import NOW, SIZE_MAX, Ino, Seq, SpaceId, Version
+from nameserver.files import paths
+from nameserver.files.blocks import Blocks, Connect
+from nameserver.files.browse import Page, View, containing
+from nameserver.files.changes import Changes, Draft, need
+from nameserver.files.intake import Content, Intake
+from nameserver.files.items import Item
+from nameserver.files.outlet import Outlet
+from nameserver.files.paths import FileId
+from nameserver.gate import Identity
+from nameserver.tree import checks
+from nameserver.tree.batch import Author
+
+if TYPE_CHECKING:
+    from nameserver.service import Service
+
+_THREADS: Final = 12  # that carry blocks to and from the datanodes
+T = TypeVar("T")
+
+
+class Visitor(NamedTuple):
+    """Somebody, at a device, with their own space."""
+
+    who: Identity
+    space: SpaceId
+    author: Author
+
+
+class Asked(NamedTuple):
+    """A part of a listing that somebody asks for; `seq` as an earlier page told it, 0: now."""
+
+    path: str = ""
+    words: str = ""
+    is_recursive: bool = False
+    page: int = 1
+    per_page: int = 50
+    seq: Seq = NOW
+    order: str = "name"
+    is_falling: bool = False
+
+
+class FileService:
+    """See the module. Thread-safe."""
+
+    def __init__(self, service: Service, connect: Connect = HttpTransport) -> None:
+        self._service = service
+        self._db = service.db
+        self._pool = ThreadPoolExecutor(_THREADS, "files")
+        self.blocks = Blocks(service.ledger, service.clock, service.policy, connect)
+        self._changes = Changes(
+            service.db, service.clock, service.policy, service.ledger, service.bell, service.leases
+        )
+
+    def stop(self) -> None:
+        """Let go of whoever waits for datanodes."""
+        self.blocks.stop()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def visitor(self, who: Identity, device: str = "") -> Visitor:
+        """Return who somebody is here. `device`: one of theirs, if it is not the token's.
+
+        NOT_FOUND when there is no such device (any more).
+        """
+        label = who.device_name or who.name
+        with self._db.read() as cx:
+            space, _, _ = self._service.spaces.named(cx, who.user, "")
+            if device:
+                found = self._service.devices.find(cx, device)
+                if found is None or found.user != who.user or found.is_revoked:
+                    raise EverfoldError(Kind.NOT_FOUND, "there is no such device", device[:80])
+                label = found.name
+        return Visitor(who, space, Author(who.name, label))
+
+    # ------------------------------------------------------------ looking
+
+    def info(self, me: Visitor, file: str) -> Item:
+        """Return a file by its id; NOT_FOUND."""
+        return self._look(me, file, lambda view, known: view.by_id(known))
+
+    def lost(self, me: Visitor, file: str) -> Item:
+        """Return a deleted file by its id; NOT_FOUND."""
+        return self._look(me, file, lambda view, known: view.lost_id(known))
+
+    def at(self, me: Visitor, path: str) -> Item:
+        """Return what is at a path; NOT_FOUND, NOT_DIR."""
+        names = paths.parse(path)
+        with self._db.read() as cx:
+            return View(cx, me.space).at(names)
+
+    def listing(self, me: Visitor, ask: Asked) -> Page:
+        """Return a part of a directory, or of what is below it."""
+        names = paths.parse(ask.path)
+        offset = (ask.page - 1) * ask.per_page
+        with self._db.read() as cx:
+            view = View(cx, me.space, ask.seq)
+            folder = view.at(names)
+            if not (ask.words or ask.is_recursive):
+                return view.page(folder, offset, ask.per_page, ask.order, ask.is_falling)
+            return view.search(folder, containing(ask.words), offset, ask.per_page)
+
+    def trash(self, me: Visitor, ask: Asked) -> Page:
+        """Return a part of what was deleted in a directory, or anywhere."""
+        names = paths.parse(ask.path)
+        offset = (ask.page - 1) * ask.per_page
+        with self._db.read() as cx:
+            view = View(cx, me.space)
+            return view.trash(None if ask.is_recursive else view.at(names), offset, ask.per_page)
+
+    def _look(self, me: Visitor, file: str, look: Callable[[View, FileId], T]) -> T:
+        known = self._mine(me, file)
+        with self._db.read() as cx:
+            return look(View(cx, known.space), known)
+
+    def _mine(self, me: Visitor, file: str) -> FileId:
+        known = paths.parse_id(file)
+        try:
+            self._service.spaces.check(known.space, me.who.user)
+        except EverfoldError as err:
+            raise paths.no_such_file(file) from err
+        return known
+
+    # ------------------------------------------------------------ bytes
+
+    def intake(self, me: Visitor, length: int | None) -> Intake:
+        """Begin to take a file's bytes. TOO_LARGE, QUOTA when `length` bytes are too many."""
+        policy = self._service.policy
+        size_max = policy.max_file_size or SIZE_MAX
+        taken = Intake(self.blocks, self._pool, me.space, size_max, self._room(me))
+        taken.check(length or 0)
+        return taken
+
+    def _room(self, me: Visitor) -> int | None:
+        """Return how large a file may become at most: also one that replaces all others."""
+        with self._db.read() as cx:
+            row = cx.one("SELECT quota FROM account WHERE id = ?", me.who.user)
+        return int(row[0]) if row and row[0] else None
+
+    def keep(self, me: Visitor, path: Sequence[bytes], content: Content) -> Item:
+        """Let a path have this content from now on. QUOTA, IS_DIR, NOT_DIR; nothing else stays."""
+        paths.check_extension(path[-1], self._service.policy.allowed_extensions)
+
+        def build(draft: Draft) -> Sequence[bytes]:
+            draft.write(path, content)
+            return path
+
+        return need(self._changes.apply(me.space, me.author, build, content.stored))
+
+    def target(self, me: Visitor, path: str, filename: str) -> list[bytes]:
+        """Return the path of an upload: `path`, or the file's own name, perhaps in that folder.
+
+        INVALID for what cannot be a path, or may not be one for its ending.
+        """
+        names = paths.parse(path)
+        if not names or path.endswith("/") or self._is_folder(me, names):
+            names += paths.parse_new(filename)
+        for name in names:
+            checks.new_name(name)
+        paths.check_extension(names[-1], self._service.policy.allowed_extensions)
+        return names
+
+    def _is_folder(self, me: Visitor, names: list[bytes]) -> bool:
+        with self._db.read() as cx:
+            try:
+                found = View(cx, me.space).find(names)
+            except EverfoldError as err:
+                if err.kind is Kind.NOT_FOUND:
+                    return False
+                raise
+        return found is not None and found.is_dir
+
+    def outlet(self, content: tuple[SpaceId, Ino, Seq], start: int, stop: int) -> Outlet:
+        """Return a part of a content, to be streamed."""
+        return Outlet(self._service.tree, self.blocks, self._pool, content, start, stop)
+
+    def content(self, me: Visitor, file: str) -> tuple[Item, tuple[SpaceId, Ino, Seq]]:
+        """Return a regular file and where its bytes are read; IS_DIR, INVALID for others."""
+        known = self._mine(me, file)
+        with self._db.read() as cx:
+            view = View(cx, known.space)
+            item = _regular(view.by_id(known))
+            return item, (item.space, item.ino, view.seq)
+
+    # ------------------------------------------------------------ versions
+
+    def versions(self, me: Visitor, file: str) -> tuple[Item, list[Version]]:
+        """Return a file (also a deleted one) and its versions, the oldest first."""
+        known = self._mine(me, file)
+        with self._db.read() as cx:
+            view = View(cx, known.space)
+            try:
+                item = view.by_id(known)
+            except EverfoldError as err:
+                if err.kind is not Kind.NOT_FOUND:
+                    raise
+                item = view.lost_id(known)
+        ask = wire.GetHistory(item.space, item.parent, item.name)
+        return item, self._service.tree.history(ask).versions
+
+    def version(self, me: Visitor, file: str, number: int) -> tuple[Item, Version]:
+        """Return one version of a file; NOT_FOUND."""
+        item, known = self.versions(me, file)
+        for version in known:
+            if version.number == number:
+                return item, version
+        raise EverfoldError(Kind.NOT_FOUND, "there is no such version", str(number)[:40])
+
+    def restore(self, me: Visitor, file: str, number: int) -> Item:
+        """Make a version the content again: itself a new version. A deleted file comes back."""
+        item, version = self.version(me, file, number)
+        if item.died_ns:
+            return self._bring_back(me, item._replace(vbase=0, version=version.number), item.names)
+
+        def build(draft: Draft) -> FileId:
+            draft.restore(item, number)
+            return item.id
+
+        return need(self._changes.apply(item.space, me.author, build))
+
+    # ------------------------------------------------------------ names
+
+    def make_folder(self, me: Visitor, path: str) -> Item:
+        """Make a folder, and those above it; EXISTS."""
+        names = paths.parse_new(path)
+
+        def build(draft: Draft) -> Sequence[bytes]:
+            draft.make_folder(names)
+            return names
+
+        return need(self._changes.apply(me.space, me.author, build))
+
+    def move(self, me: Visitor, file: str, path: str, replaces: bool = False) -> Item:
+        """Move or rename; into `path` when that is a folder. EXISTS, NOT_FOUND, INVALID."""
+        known = self._mine(me, file)
+        wanted = paths.parse(path)
+
+        def build(draft: Draft) -> Sequence[bytes]:
+            item = draft.view.by_id(known)
+            names = list(wanted)
+            there = draft.view.find(names)
+            if path.endswith("/") or (there is not None and there.is_dir and there.id != item.id):
+                names.append(item.name)
+            if not item.name or not names:
+                raise EverfoldError(Kind.INVALID, "the top folder stays where it is")
+            if item.is_file:
+                paths.check_extension(names[-1], self._service.policy.allowed_extensions)
+            draft.move(item, names, replaces)
+            return names
+
+        return need(self._changes.apply(known.space, me.author, build))
+
+    def delete(self, me: Visitor, file: str, is_recursive: bool = False) -> Item:
+        """Delete to the trash: history keeps it. NOT_EMPTY for a folder unless recursive."""
+        known = self._mine(me, file)
+        gone: list[Item] = []
+        is_done: list[bool] = []
+
+        def build(draft: Draft) -> None:
+            gone[:] = [draft.view.by_id(known)]
+            if not gone[0].name:
+                raise EverfoldError(Kind.INVALID, "the top folder cannot be deleted")
+            is_done[:] = [draft.remove(gone[0], is_recursive)]
+
+        while not (is_done and is_done[0]):
+            self._changes.apply(known.space, me.author, build)
+        return gone[0]
+
+    def undelete(self, me: Visitor, file: str, path: str, to: str = "") -> Item:
+        """Bring back what was deleted, by its id or (without one) its path, or `to` another path.
+
+        EXISTS when the name is taken, NOT_FOUND when its folder is gone, too.
+        """
+        if file:
+            item = self.lost(me, file)
+        else:
+            names = paths.parse_new(path)
+            with self._db.read() as cx:
+                item = View(cx, me.space).lost_at(names)
+        return self._bring_back(me, item, paths.parse_new(to) if to else item.names)
+
+    def _bring_back(self, me: Visitor, item: Item, names: Sequence[bytes]) -> Item:
+        def build(draft: Draft) -> Sequence[bytes]:
+            draft.bring_back(item, names)
+            return names
+
+        return need(self._changes.apply(item.space, me.author, build))
+
+
+def _regular(item: Item) -> Item:
+    if item.is_dir:
+        raise EverfoldError(Kind.IS_DIR, "a folder has no bytes", paths.shown(item.names))
+    if not item.is_file:
+        raise EverfoldError(Kind.INVALID, "not a regular file", paths.shown(item.names))
+    return item
