@@ -29,5 +29,5 @@ class Handle:
         self.is_writer = flags & os.O_ACCMODE != os.O_RDONLY  # it was opened for writing
         self.next_offset = self.window = self.ahead = self.misses = 0
         self.waiting: set[int] = set()  # offsets of reads that are run again
-        self.pushed: set[int] = set()  # windows that the kernel was given
+        self.pushed: dict[int, int] = {}  # windows the kernel was given -> reads of them since
         self.locks: set[int] = set()  # owners that took locks through it

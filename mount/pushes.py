@@ -32,6 +32,7 @@ from mount.handles import Handle
 
 WINDOW: Final = BLOCK_MAX
 _PATIENT: Final = 4  # reads out of order before anything is put
+_LATE: Final = 8  # reads of a window that may have been asked for before it was put
 _BACK_OFF: Final = 256  # further ones before a window is put that the kernel has dropped
 _UNDER_WAY: Final = 2
 _log = logging.getLogger(__name__)
@@ -52,8 +53,10 @@ class Pushes:
         if handle.misses < _PATIENT or self._under_way >= _UNDER_WAY:
             return
         if number in handle.pushed:
-            handle.pushed.discard(number)
-            handle.misses = -_BACK_OFF
+            handle.pushed[number] += 1
+            if handle.pushed[number] > _LATE and not handle.content.pushing:
+                del handle.pushed[number]
+                handle.misses = -_BACK_OFF
             return
         core, content = self._core, handle.content
         with core.lock:
@@ -62,7 +65,7 @@ class Pushes:
             if pieces is None or not all(has(core.space, piece.source) for piece in pieces):
                 return
             self._under_way += 1
-        handle.pushed.add(number)
+        handle.pushed[number] = 0
         try:
             self._readers.submit(self._push, content, number * WINDOW, pieces)
         except RuntimeError:  # the mount is ending
