@@ -11,6 +11,7 @@ less than a minute before its end (editors move the old file aside and delete it
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -162,12 +163,14 @@ class View:
         rows = self._rows("e.parent = ?", (folder.ino,), tail, more=(limit, offset))
         return Page(self.seq, [self._item(row) for row in rows], self._count(folder.ino))
 
-    def search(self, folder: Item, matches: Matches, offset: int, limit: int) -> Page:
+    def search(
+        self, folder: Item, matches: Matches, offset: int, limit: int, *, files_only: bool = False
+    ) -> Page:
         """Return a part of what is below a directory and has a fitting name, in order of path."""
         base = folder.names
         found: list[tuple[tuple[bytes, ...], Row]] = []
-        for row in self._everything():
-            if not matches(row[1]):
+        for row in self._rows_of_all():
+            if not matches(row[1]) or (files_only and not stat.S_ISREG(row[4])):
                 continue
             path = (*self.path_of(row[0]), row[1])
             if path[: len(base)] == base and len(path) > len(base):
@@ -178,7 +181,12 @@ class View:
         items = [self._item(row) for _, row in found[offset : offset + limit]]
         return Page(self.seq, items, len(found), len(found) >= FOUND_MAX)
 
-    def _everything(self) -> Iterator[Row]:
+    def everything(self) -> Iterator[Item]:
+        """Yield every name of the space, in no order that means anything."""
+        for row in self._rows_of_all():
+            yield self._item(row)
+
+    def _rows_of_all(self) -> Iterator[Row]:
         after: tuple[int, bytes] = (0, b"")
         while True:
             rows = self._rows(

@@ -18,10 +18,12 @@ from nameserver.files import paths
 from nameserver.files.blocks import Blocks, Connect
 from nameserver.files.browse import Page, View, containing
 from nameserver.files.changes import Changes, Draft, need
+from nameserver.files.figures import Figures
 from nameserver.files.intake import Content, Intake
-from nameserver.files.items import Item
+from nameserver.files.items import Item, Json
 from nameserver.files.outlet import Outlet
 from nameserver.files.paths import FileId
+from nameserver.files.replicas import replica_map
 from nameserver.gate import Identity
 from nameserver.tree import checks
 from nameserver.tree.batch import Author
@@ -62,6 +64,7 @@ class FileService:
         self._db = service.db
         self._pool = ThreadPoolExecutor(_THREADS, "files")
         self.blocks = Blocks(service.ledger, service.clock, service.policy, connect)
+        self.figures = Figures(service.db, service.clock)
         self._changes = Changes(
             service.db, service.clock, service.policy, service.ledger, service.bell, service.leases
         )
@@ -102,7 +105,7 @@ class FileService:
         with self._db.read() as cx:
             return View(cx, me.space).at(names)
 
-    def listing(self, me: Visitor, ask: Asked) -> Page:
+    def listing(self, me: Visitor, ask: Asked, *, files_only: bool = False) -> Page:
         """Return a part of a directory, or of what is below it."""
         names = paths.parse(ask.path)
         offset = (ask.page - 1) * ask.per_page
@@ -111,7 +114,8 @@ class FileService:
             folder = view.at(names)
             if not (ask.words or ask.is_recursive):
                 return view.page(folder, offset, ask.per_page, ask.order, ask.is_falling)
-            return view.search(folder, containing(ask.words), offset, ask.per_page)
+            matches = containing(ask.words)
+            return view.search(folder, matches, offset, ask.per_page, files_only=files_only)
 
     def trash(self, me: Visitor, ask: Asked) -> Page:
         """Return a part of what was deleted in a directory, or anywhere."""
@@ -194,6 +198,11 @@ class FileService:
             view = View(cx, known.space)
             item = _regular(view.by_id(known))
             return item, (item.space, item.ino, view.seq)
+
+    def replicas(self, me: Visitor, file: str) -> Json:
+        """Return where the bytes of a file are; IS_DIR, INVALID for what has none."""
+        _, content = self.content(me, file)
+        return replica_map(self._db, self._service.nodes, content)
 
     # ------------------------------------------------------------ versions
 

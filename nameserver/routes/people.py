@@ -26,20 +26,7 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
 
     @people.post("/login")
     def login() -> Json:
-        form = fields()
-        name = text(form, "username", "") or text(form, "email")
-        user = service.accounts.login(name, text(form, "password"), request.remote_addr or "")
-        label = text(form, "device_name", "") or text(form, "device", "")
-        device = service.devices.at_login(
-            user.id, text(form, "device_id", ""), label, text(form, "device_type", "")
-        )
-        return {
-            "token": service.gate.admit(user, device),
-            "token_type": "Bearer",
-            "expires_in": int(service.policy.token_ttl_s),
-            "user": user.to_json(),
-            "device": device.to_json(),
-        }
+        return log_in(service)
 
     @people.get("/profile")
     @guard.login
@@ -86,3 +73,21 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
         return {"revoked": device}
 
     return people
+
+
+def log_in(service: Service) -> Json:
+    """Answer a login: a token for the user at the device that the form names, perhaps new."""
+    form = fields()
+    name = text(form, "username", "") or text(form, "email")
+    user = service.accounts.login(name, text(form, "password"), request.remote_addr or "")
+    label = text(form, "device_name", "") or text(form, "device", "")
+    device = service.devices.at_login(
+        user.id, text(form, "device_id", ""), label, text(form, "device_type", "")
+    )
+    return {
+        "token": service.gate.admit(user, device),
+        "token_type": "Bearer",
+        "expires_in": int(service.policy.token_ttl_s),
+        "user": user.to_json(),
+        "device": device.to_json(),
+    }
