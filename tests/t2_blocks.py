@@ -209,6 +209,38 @@ def test_a_block_counts_from_the_moment_a_client_says_who_has_it(
     assert not is_short(desk, database, block)
 
 
+def test_a_client_s_word_is_enough_while_no_copy_of_the_space_is_bad(
+    desk: Desk, database: Database
+) -> None:
+    def told(*nodes: str) -> set[BlockId]:
+        stored = wire.Stored(desk.block(), 1000, [NodeId(n) for n in nodes])
+        with database.write() as cx:
+            safe = desk.service.ledger.record(cx, SPACE, [stored], desk.clock.time_ns(), 2)
+        assert safe <= {stored.block}
+        return safe
+
+    before = [len(told(*nodes)) for nodes in (("dn1", "dn2"), ("dn1",), ("dn1", "nobody"))]
+    doubted = desk.store(SPACE, ["dn1", "dn2"])
+    desk.service.ledger.report_bad(wire.ReportBad(SPACE, doubted, NodeId("dn1"), "corrupt"))
+
+    assert before == [1, 0, 0]
+    assert told("dn1", "dn2") == set()
+
+
+def test_a_beat_writes_only_what_no_commit_has_told(desk: Desk, database: Database) -> None:
+    known, fresh = desk.block(), desk.block()
+    record(desk, database, known, ["dn1", "dn2"])
+    node = desk.nodes["dn1"]
+    for block in (known, fresh):
+        node.put(SPACE, block)
+    report = node.report()
+
+    assert {held.block for held in report.added} == {known, fresh}
+    assert [held.block for held in desk.service.beats._unknown(report)] == [fresh]
+    desk.service.beats.beat(report)
+    assert where(desk, fresh) == ["dn1"]
+
+
 def test_one_copy_or_unknown_nodes_are_not_enough(desk: Desk, database: Database) -> None:
     one, two = desk.block(), desk.block()
     record(desk, database, one, ["dn1"])

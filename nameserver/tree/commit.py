@@ -17,7 +17,7 @@ from everfold.errors import EverfoldError, Kind
 from everfold.model import BlockId, Seq, SpaceId
 from nameserver import leases
 from nameserver import quota as quotas
-from nameserver.db import Cx
+from nameserver.db import Cx, Row
 from nameserver.tree import attributes, checks, content, names
 from nameserver.tree.batch import Author, Batch, SpaceState
 from nameserver.tree.ledger import BlockLedger
@@ -29,7 +29,7 @@ _SPACE: Final = (
     " (SELECT c.at_ns FROM commit_log c WHERE c.space_id = s.id AND c.seq = s.seq)"
     " FROM space s JOIN account a ON a.id = s.owner_id WHERE s.id = ?"
 )
-_MOUNT: Final = "SELECT last_op, results FROM mount WHERE space_id = ? AND id = ?"
+_MOUNT: Final = "SELECT last_op, results, is_read_only FROM mount WHERE space_id = ? AND id = ?"
 _REMEMBER: Final = (
     "INSERT INTO mount (space_id, id, author, device, device_id, label, last_op, results,"
     " seen_ns, is_read_only) VALUES (?, ?, ?, ?, '', '', ?, ?, ?, 0)"
@@ -64,16 +64,20 @@ class Committer:
     def run(self, cx: Cx, ask: wire.Commit, author: Author, now_ns: int) -> wire.Committed:
         """Apply what of `ask` was not applied yet.
 
-        NOT_FOUND, INVALID, UNAVAILABLE (unsafe blocks) for the whole of it: nothing is applied.
+        NOT_FOUND, INVALID, READ_ONLY (a mount that said it only reads), UNAVAILABLE (unsafe
+        blocks) for the whole of it: nothing is applied.
         """
         if not ask.mount or not 1 <= ask.first_op < 1 << 62 or len(ask.ops) > OPS_MAX:
             raise EverfoldError(Kind.INVALID, f"not a batch of 1 to {OPS_MAX} numbered operations")
         state = _space(cx, ask.space)
+        mount = cx.one(_MOUNT, ask.space, ask.mount)
+        if mount is not None and mount[2]:
+            raise EverfoldError(Kind.READ_ONLY, "this mount is read-only", ask.mount)
         safe: set[BlockId] = set()
         if ask.stored:
             safe = self._blocks.record(cx, ask.space, ask.stored, now_ns, self._min_replicas)
         is_late = leases.check(cx, ask, now_ns)
-        last_op, answered = _answered(cx, ask)
+        answered = _answered(mount, ask)
         if len(answered) == len(ask.ops):
             return wire.Committed(Seq(state.seq), answered, quota_left=state.quota_left)
         batch = Batch(cx, ask.space, state, author, ask.mount, now_ns)
@@ -133,16 +137,16 @@ def _space(cx: Cx, space: SpaceId) -> SpaceState:
     return SpaceState(seq, next_ino, at_ns or 0, quotas.left(cx, quota, owner))
 
 
-def _answered(cx: Cx, ask: wire.Commit) -> tuple[int, list[wire.Result]]:
-    """Return (last operation applied, the results of those of `ask` that were applied)."""
-    row = cx.one(_MOUNT, ask.space, ask.mount)
-    if row is None:
-        return 0, []
-    count = min(max(0, row[0] - ask.first_op + 1), len(ask.ops))
+def _answered(mount: Row | None, ask: wire.Commit) -> list[wire.Result]:
+    """Return the results of those operations of `ask` that were applied before."""
+    if mount is None:
+        return []
+    last_op, results, _ = mount
+    count = min(max(0, last_op - ask.first_op + 1), len(ask.ops))
     if not count:
-        return row[0], []
-    first, known = wire.decode(row[1], tuple[int, list[wire.Result]]) if row[1] else (0, [])
-    return row[0], [
+        return []
+    first, known = wire.decode(results, tuple[int, list[wire.Result]]) if results else (0, [])
+    return [
         known[number - first] if 0 <= number - first < len(known) else wire.Result()
         for number in range(ask.first_op, ask.first_op + count)
     ]
