@@ -31,6 +31,7 @@ from mount.fusepy_adapter import FusepyMount
 from mount.kernel.driver import KernelMount
 from mount.kernel.mounting import MountOptions
 from mount.policy import Policy
+from mount.statistics import Cost, packed
 
 log = logging.getLogger("mount")
 READY_S = 20.0
@@ -47,7 +48,7 @@ class Driver(Protocol):
     def run(self) -> None: ...
     def unmount(self, lazy: bool = False) -> None: ...
     def wait_ready(self, timeout_s: float) -> bool: ...
-    def statistics(self) -> object: ...
+    def statistics(self) -> dict[str, Cost]: ...
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -103,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if args.driver == "kernel":
         client.core.notifier.attach(driver.cache)
+    client.vfs.tell("statistics", lambda: _figures(driver, client))
     with _signals(driver, client):
         threading.Thread(target=_tell_ready, args=(driver, args), daemon=True).start()
         driver.run()
@@ -165,6 +167,12 @@ def _tell_ready(driver: Driver, args: argparse.Namespace) -> None:
 _announce = threading.Event()
 
 
+def _figures(driver: Driver, client: Client) -> bytes:
+    """Answer the attribute from which `everfold status` reads."""
+    patience.require()  # a long backlog takes milliseconds to add up
+    return packed(client.statistics(driver.statistics()))
+
+
 @contextlib.contextmanager
 def _signals(driver: Driver, client: Client) -> Iterator[None]:
     """SIGTERM and SIGINT unmount; SIGUSR1 writes what goes on into the log.
@@ -207,8 +215,9 @@ def _listen(reader: int, driver: Driver, client: Client) -> None:
     while numbers := os.read(reader, 64):
         for number in numbers:
             if number == signal.SIGUSR1:
-                state = {**client.statistics(), "kernel": driver.statistics()}
-                log.info("state: %s", json.dumps(state, default=str))
+                log.info(
+                    "state: %s", packed(client.statistics(driver.statistics())).decode().strip()
+                )
             else:
                 threading.Thread(target=leave, name="leave", daemon=True).start()
     os.close(reader)

@@ -106,6 +106,10 @@ class BlockIO:
         """Return the nodes as the nameserver last told of them."""
         return self._nodes.known()
 
+    def statistics(self) -> list[dict[str, object]]:
+        """Return what is thought of each node: its latency, and whether it is left alone."""
+        return self._nodes.statistics()
+
     def learn_token(self, token: str, expires: float) -> None:
         """Use a session's block token; later ones come with plans and locations by themselves."""
         self._nodes.learn_token(token, expires)

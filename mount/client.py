@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from mount.policy import Policy
 from mount.records import StagedWrite, decode
 from mount.shipper import Item, Shipper
 from mount.staging import Place, Staging
+from mount.statistics import Asked, Cost, hits
 from mount.vfs import Vfs
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ class Client:
         """
         directory = settings.cache_dir
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._names = names
+        self._asked = Asked(names)
+        self._names = names = self._asked.service
         self.mount_id = _mount_id(directory)
         self._journal = Journal(directory / "journal")
         try:
@@ -210,24 +212,46 @@ class Client:
         self._staging.close()
         self._journal.close()
 
-    def statistics(self) -> dict[str, object]:
-        """Return figures of what goes on, as values."""
-        records, staged = self._shipper.backlog
+    def statistics(self, requests: Mapping[str, Cost] | None = None) -> dict[str, object]:
+        """Return figures of what goes on, as values; `requests` are those of the kernel."""
+        records, unsent = self._shipper.backlog
+        calls = self._asked.costs()
         return {
             "mount": self.mount_id,
             "space": self.session.space_name,
-            "feed": {"seq": self.core.feed_seq, "live": self.core.is_live},
-            "backlog": {"records": records, "bytes": staged},
+            "feed": self._feed_figures(),
+            "backlog": {
+                "records": records,
+                "waiting": self._shipper.queued,
+                "bytes": unsent,
+                "staged_bytes": self._staging.used_bytes,
+            },
             "shipped": {"batches": self._shipper.batches, "operations": self._shipper.shipped_ops},
             "lease": {
                 "held": bool(self._lease.held),
+                "recalled": self._lease.is_recalled,
+                "grants_locks": self._lease.grants_locks,
                 "takes": self._lease.takes,
                 "recalls": self._lease.recalls,
             },
             "cache": self._cache.statistics()._asdict(),
+            "hits": hits(requests or {}, calls),
+            "nodes": self._blocks.statistics(),
+            "requests": dict(requests or {}),
+            "calls": calls,
             "inodes": len(self.core.tree),
             "files": len(self.core.contents),
             "trouble": str(self._shipper.failure or ""),
+        }
+
+    def _feed_figures(self) -> dict[str, object]:
+        core = self.core
+        silent_s = core.clock.monotonic() - core.feed_heard
+        return {
+            "seq": core.feed_seq,
+            "live": core.is_live,
+            "silent_s": round(silent_s, 2),
+            "behind": max(0, self._asked.seen_seq - core.feed_seq),
         }
 
 

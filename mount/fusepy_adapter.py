@@ -27,7 +27,7 @@ from mount.filesystem import Changes, Filesystem, KernelCache
 from mount.fusepy_operations import Operations
 from mount.kernel import mounting
 from mount.kernel.mounting import MountOptions
-from mount.kernel.session import OpcodeStatistics
+from mount.statistics import Cost
 
 _log = logging.getLogger(__name__)
 
@@ -191,13 +191,10 @@ class FusepyMount:
         if self._is_running:
             mounting.detach_if_mounted(self.mountpoint, lazy)
 
-    def statistics(self) -> dict[str, OpcodeStatistics]:
+    def statistics(self) -> dict[str, Cost]:
         """Return what each operation has cost."""
         costs = self._operations.costs if self._operations else {}
-        return {
-            name: OpcodeStatistics(count, total // 1000, most // 1000)
-            for name, (count, total, most) in sorted(costs.items())
-        }
+        return {name: Cost.of(durations) for name, durations in sorted(costs.items())}
 
     def _prepared(self) -> Operations:
         if self._operations is None:

@@ -26,6 +26,7 @@ from everfold.model import ROOT, SIZE_MAX, Ino, Lock, LockKind, LockType
 from everfold.wire import RENAME_NOREPLACE
 from mount.filesystem import Caller, Changes, Filesystem, Node, Opened
 from mount.kernel import encode
+from mount.statistics import Durations
 
 # Each keeps one of libfuse's threads (see `fusepy_adapter.THREADS`).
 WAITING_LOCKS = 32
@@ -98,14 +99,13 @@ class Operations:
         self._inos: dict[int, Ino] = {}  # by handle of an open file
         self._hidden: dict[bytes, Ino] = {}  # deleted while open, by libfuse's name for it
         self.is_ready = threading.Event()
-        self.costs: dict[str, list[int]] = {}  # name -> count, ns, most ns; not locked
+        self.costs: dict[str, Durations] = {}  # by name; not locked
 
     def count(self, name: str, spent_ns: int) -> None:
         """Add one call to the statistics."""
-        cost = self.costs.setdefault(name, [0, 0, 0])
-        cost[0] += 1
-        cost[1] += spent_ns
-        cost[2] = max(cost[2], spent_ns)
+        cost = self.costs.setdefault(name, Durations())
+        cost.count += 1
+        cost.note(spent_ns)
 
     # ------------------------------------------------------------ paths
 

@@ -187,6 +187,21 @@ class Nodes:
                 if max(peer.avoid_until, peer.full_until) > now
             ]
 
+    def statistics(self) -> list[dict[str, object]]:
+        """Return what is thought of each node."""
+        now = time.monotonic()
+        with self._lock:
+            return [
+                {
+                    "id": id_,
+                    "state": peer.node.state.value,
+                    "latency_ms": round(_latency(peer, now) * 1000, 2),
+                    "avoided_s": round(max(0.0, peer.avoid_until - now), 1),
+                    "full_s": round(max(0.0, peer.full_until - now), 1),
+                }
+                for id_, peer in self._peers.items()
+            ]
+
     def has_sick(self) -> bool:
         """Tell whether a node is left alone because a call failed."""
         now = time.monotonic()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -68,6 +68,10 @@ class Vfs:
         self.keeper.close()
         self.feed.close()
         self.core.notifier.close()
+
+    def tell(self, name: str, answer: Callable[[], bytes]) -> None:
+        """Answer the attribute ``user.everfold.NAME`` of the root from now on."""
+        self._xattrs.tell(name, answer)
 
     @property
     def negative_ttl(self) -> float:

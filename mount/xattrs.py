@@ -2,12 +2,13 @@
 
 ``user.everfold.version``, ``.replicas``, ``.durable``, ``.hash``, ``.author`` are answered for
 every file and never listed, so that copies do not carry them; ``user.everfold.mount`` on the
-root tells tools whose folder this is.
+root tells tools whose folder this is, ``user.everfold.statistics`` what goes on in it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import msgspec
 from blake3 import blake3
@@ -28,7 +29,13 @@ class Xattrs:
 
     def __init__(self, core: Core, about: dict[str, str]) -> None:
         self._core = core
-        self._about = about
+        self._of_mount: dict[str, Callable[[], bytes]] = {
+            "mount": lambda: json.dumps(about).encode()
+        }
+
+    def tell(self, name: str, answer: Callable[[], bytes]) -> None:
+        """Answer ``user.everfold.NAME`` of the root from now on; it may have to wait."""
+        self._of_mount[name] = answer
 
     def get(self, ino: Ino, name: bytes) -> bytes:
         """Return a value; NO_ATTR when there is none."""
@@ -98,8 +105,8 @@ class Xattrs:
     # ------------------------------------------------------------ virtual
 
     def _virtual(self, ino: Ino, name: str) -> bytes:
-        if name == "mount" and ino == ROOT:
-            return json.dumps(self._about).encode()
+        if ino == ROOT and name in self._of_mount:
+            return self._of_mount[name]()
         attr = self._core.attr(ino)
         if not attr.is_file:
             raise EverfoldError(Kind.NO_ATTR, "no such extended attribute")

@@ -14,13 +14,15 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import xattr
 
 from everfold.errors import EverfoldError, Kind
 
 MOUNT_XATTR: Final = "user.everfold.mount"
+STATISTICS_XATTR: Final = "user.everfold.statistics"
+_SOURCE: Final = "everfold:"  # what the mount table names our mounts by, before the space
 _MNT_DETACH: Final = 2
 _UNMOUNT_S: Final = 60.0
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -71,23 +73,47 @@ def _told_by(root: Path) -> dict[str, str] | None:
     return form
 
 
+def ours() -> list[str]:
+    """Return where Everfold is mounted, dead or alive; never asks a mount."""
+    return [row.point for row in _table() if row.source.startswith(_SOURCE)]
+
+
+def statistics(root: str) -> tuple[str, dict[str, Any]]:
+    """Return which server a live mount has, and what it says of itself; may hang with it.
+
+    UNAVAILABLE when it is dead, or is none of ours.
+    """
+    try:
+        about = json.loads(xattr.getxattr(root, MOUNT_XATTR))
+        return str(about["server"]), json.loads(xattr.getxattr(root, STATISTICS_XATTR))
+    except (OSError, ValueError, KeyError) as err:
+        raise EverfoldError(Kind.UNAVAILABLE, f"the mount does not answer: {err}", root) from err
+
+
 def is_mounted(path: str) -> bool:
     """Tell whether something is mounted exactly here, dead or alive; never asks the mount."""
-    return any(point == path for point, _ in _table())
+    return any(row.point == path for row in _table())
 
 
 def is_fuse(path: str) -> bool:
     """Tell whether what is mounted exactly here, on top, is a FUSE filesystem."""
-    found = [kind for point, kind in _table() if point == path]
+    found = [row.kind for row in _table() if row.point == path]
     return bool(found) and found[-1].split(".")[0] == "fuse"
 
 
-def _table() -> list[tuple[str, str]]:
+class _Row(NamedTuple):
+    point: str
+    kind: str
+    source: str
+
+
+def _table() -> list[_Row]:
     rows = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         fields = line.split(b" ")
         point = fields[4].decode("unicode_escape").encode("latin-1")  # \040 is a space
-        rows.append((os.fsdecode(point), fields[fields.index(b"-") + 1].decode()))
+        kind, source = fields[fields.index(b"-") + 1 :][:2]
+        rows.append(_Row(os.fsdecode(point), kind.decode(), os.fsdecode(source)))
     return rows
 
 

@@ -9,7 +9,8 @@ from mount.filesystem import Filesystem, KernelCache
 from mount.kernel import mounting
 from mount.kernel.mounting import MountOptions
 from mount.kernel.notify import Notifier
-from mount.kernel.session import OpcodeStatistics, Session
+from mount.kernel.session import Session
+from mount.statistics import Cost
 
 
 class KernelMount:
@@ -68,7 +69,7 @@ class KernelMount:
         if self._session is not None:
             mounting.detach_if_mounted(self.mountpoint, lazy)
 
-    def statistics(self) -> dict[str, OpcodeStatistics]:
+    def statistics(self) -> dict[str, Cost]:
         """Return what each kind of request has cost; empty while not mounted."""
         return self._session.statistics() if self._session else {}
 

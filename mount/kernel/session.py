@@ -16,7 +16,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic, perf_counter_ns
 
 from everfold.errors import EverfoldError, Kind
@@ -28,6 +27,7 @@ from mount.kernel.abi import Init, Init2, Opcode
 from mount.kernel.passthrough import MAX_STACK_DEPTH, Passthrough
 from mount.kernel.requests import Handler, Payload, Requests, lock_of
 from mount.kernel.workers import Workers
+from mount.statistics import Cost, Durations
 
 MAX_WRITE = 1 << 20
 _PAGE = 4096
@@ -58,15 +58,6 @@ _out_header = abi.OUT_HEADER.pack
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class OpcodeStatistics:
-    """What one kind of request has cost, from its arrival to its answer."""
-
-    count: int
-    total_us: int
-    max_us: int
-
-
 class Session:
     """One connection with the kernel, over a descriptor of /dev/fuse that is mounted."""
 
@@ -83,19 +74,13 @@ class Session:
         self._waiting: dict[int, threading.Event] = {}
         self._lock_ended = threading.Condition()
         self._unfinished = 0  # calls that were given up at the end: they may still answer
-        # [count, ns, most ns] by opcode. Not locked: a rare lost count is no harm.
-        self._costs = [[0, 0, 0] for _ in range(abi.OPCODES)]
+        self._costs = [Durations() for _ in range(abi.OPCODES)]  # from arrival to answer
         self.is_ready = threading.Event()  # the kernel knows us: INIT was answered
         self.on_ready: Callable[[], None] = lambda: None
 
-    def statistics(self) -> dict[str, OpcodeStatistics]:
+    def statistics(self) -> dict[str, Cost]:
         """Return the costs so far, by the name of the request."""
-        return {
-            opcode.name: OpcodeStatistics(count, total // 1000, most // 1000)
-            for opcode in Opcode
-            for count, total, most in (self._costs[opcode],)
-            if count
-        }
+        return {o.name: Cost.of(self._costs[o]) for o in Opcode if self._costs[o].count}
 
     def close(self) -> None:
         """Close the descriptor, after `run`; not while a call that was given up may answer."""
@@ -161,15 +146,12 @@ class Session:
             _log.exception("%s of inode %d failed", Opcode(opcode).name, nodeid)
             error = errno.EIO
         cost = self._costs[opcode]
-        cost[0] += 1  # before the answer: who got it finds it counted
+        cost.count += 1  # before the answer: who got it finds it counted
         if payload is not None:
             if isinstance(payload, int):
                 error, payload = payload, b""
             self._answer(unique, error, payload)
-        spent = perf_counter_ns() - started
-        cost[1] += spent
-        if spent > cost[2]:
-            cost[2] = spent
+        cost.note(perf_counter_ns() - started)
 
     def _hand_over(
         self,

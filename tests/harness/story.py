@@ -10,6 +10,7 @@ compared with the state after all answered calls, or with those after each numbe
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import stat
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PIECE = 256 * 1024  # a write of so much is one request
+PIECE = 256 * 1024  # of a large file is written at a time
 _SIZES = (0, 1, 100, 3_000, 4_096, 9_999, 70_000)
 _LARGE = (300_000, 1_500_000, 4_500_000)
 
@@ -215,7 +216,10 @@ class Story:
 
     def _write_piece(self, handle: int, number: int, offset: int, data: bytes) -> None:
         def call() -> None:
-            assert os.pwrite(handle, data, offset) == len(data)
+            done = os.pwrite(handle, data, offset)
+            if done < len(data):  # killed between its requests: the next call would tell
+                self.in_flight = lambda state: state.write(number, offset, data[:done])
+                raise OSError(errno.ENOTCONN, f"cut short after {done} bytes")
 
         said = f"write {len(data)} at {offset} of {number}"
         self._call(said, call, lambda state: state.write(number, offset, data))
