@@ -12,7 +12,10 @@ from everfold import __version__
 from everfold.errors import EverfoldError
 from tools import command
 
-VERBS = ("up", "login", "mount", "umount", "versions", "restore", "status", "fsck", "node", "user")
+VERBS = (
+    "up", "login", "mount", "umount", "versions", "restore", "status", "fsck", "bench", "node",
+    "user",
+)  # fmt: skip
 
 
 def parser(asked: Sequence[str] = VERBS) -> argparse.ArgumentParser:
