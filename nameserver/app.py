@@ -11,7 +11,7 @@ from everfold.errors import EverfoldError, Kind
 from everfold.exchange import Front
 from everfold.log import adopt_request_id, request_id
 from everfold.wire import REQUEST_ID
-from nameserver.routes import admin, files, hot, people, storage, versions
+from nameserver.routes import admin, files, hot, people, shares, storage, sync, versions
 from nameserver.routes.auth import Guard
 from nameserver.routes.forms import BODY_MAX
 from nameserver.service import Service
@@ -40,7 +40,9 @@ def create_app(service: Service) -> Front:
     app.register_blueprint(admin.blueprint(service, guard))
     app.register_blueprint(files.blueprint(service.files, guard))
     app.register_blueprint(versions.blueprint(service.files, guard))
+    app.register_blueprint(shares.blueprint(service.files, guard))
     app.register_blueprint(storage.blueprint(service, guard))
+    app.register_blueprint(sync.blueprint(service, guard))
     _health(app, service)
 
     @app.before_request

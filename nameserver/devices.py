@@ -101,6 +101,11 @@ class Devices:
             )
         return [_device(row) for row in rows]
 
+    def seen(self, device: DeviceId) -> None:
+        """Note that a device has been heard of."""
+        with self._db.write() as cx:
+            cx.run("UPDATE device SET seen_ns = ? WHERE id = ?", self._clock.time_ns(), device)
+
     def find(self, cx: Cx, device: str) -> Device | None:
         """Return a device by id."""
         row = cx.one(f"SELECT {_COLUMNS} FROM device WHERE id = ?", device)

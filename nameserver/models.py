@@ -80,6 +80,36 @@ def tables(db: pw.Database) -> SimpleNamespace:
 
     # ------------------------------------------------------------ spaces and their tree
 
+    class Share(Base):
+        """A link that lets whoever has it at one file or folder. Its token is made of `key` and
+        a signature, and not stored. An `ino` that is gone is followed by its name."""
+
+        key = pw.TextField(primary_key=True)
+        space = pw.IntegerField(column_name="space_id")
+        ino = pw.BigIntegerField()
+        user = pw.ForeignKeyField(User, column_name="user_id", on_delete="CASCADE")  # who made it
+        permission = pw.TextField()  # "read" | "write" | "admin"
+        password_hash = pw.TextField(default="")  # "": none
+        created_ns = pw.BigIntegerField()
+        expires_ns = pw.BigIntegerField(default=0)  # 0: never
+        revoked_ns = pw.BigIntegerField(default=0)  # 0: it is good
+        downloads = pw.BigIntegerField(default=0)
+
+        class Meta:
+            indexes = ((("space", "ino"), False),)
+
+    class SyncPosition(Base):
+        """How far a device followed a space's events: all up to number `part` of commit `seq`."""
+
+        device = pw.TextField(column_name="device_id")
+        space = pw.IntegerField(column_name="space_id")
+        seq = pw.BigIntegerField()
+        part = pw.BigIntegerField(default=0)
+        at_ns = pw.BigIntegerField()
+
+        class Meta:
+            primary_key = pw.CompositeKey("device", "space")
+
     class Space(Base):
         """One tree. `seq` is the last commit; `locks_gen` moves on whenever locks fall."""
 
@@ -368,8 +398,8 @@ def tables(db: pw.Database) -> SimpleNamespace:
             without_rowid = is_sqlite
 
     every = [
-        Meta, User, Device, Audit, Space, CommitLog, Inode, Entry, Extent, Xattr, Version,
-        Mount, FileLock, LockWait, LockLease, LockAsk, Node, Block, Replica, Task,
+        Meta, User, Device, Audit, Share, SyncPosition, Space, CommitLog, Inode, Entry, Extent,
+        Xattr, Version, Mount, FileLock, LockWait, LockLease, LockAsk, Node, Block, Replica, Task,
     ]  # fmt: skip
     return SimpleNamespace(**{model.__name__: model for model in every}, all=every)
 

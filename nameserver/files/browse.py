@@ -103,7 +103,16 @@ class View:
 
     def find(self, names: list[bytes]) -> Item | None:
         """Return what is at a path, None when its last name is free; NOT_FOUND, NOT_DIR."""
-        here = self.root()
+        return self._walk(self.root(), names)
+
+    def below(self, folder: Item, names: list[bytes]) -> Item:
+        """Return what is at a path below a folder; NOT_FOUND, NOT_DIR."""
+        found = self._walk(folder, names)
+        if found is None:
+            raise no_such_file(shown(names))
+        return found
+
+    def _walk(self, here: Item, names: list[bytes]) -> Item | None:
         for depth, name in enumerate(names, 1):
             if not here.is_dir:
                 raise EverfoldError(Kind.NOT_DIR, "not a directory", shown(names[: depth - 1]))

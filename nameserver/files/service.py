@@ -18,12 +18,14 @@ from nameserver.files import paths
 from nameserver.files.blocks import Blocks, Connect
 from nameserver.files.browse import Page, View, containing
 from nameserver.files.changes import Changes, Draft, need
+from nameserver.files.events import Events
 from nameserver.files.figures import Figures
 from nameserver.files.intake import Content, Intake
 from nameserver.files.items import Item, Json
 from nameserver.files.outlet import Outlet
 from nameserver.files.paths import FileId
 from nameserver.files.replicas import replica_map
+from nameserver.files.shares import Shares
 from nameserver.gate import Identity
 from nameserver.tree import checks
 from nameserver.tree.batch import Author
@@ -65,6 +67,8 @@ class FileService:
         self._pool = ThreadPoolExecutor(_THREADS, "files")
         self.blocks = Blocks(service.ledger, service.clock, service.policy, connect)
         self.figures = Figures(service.db, service.clock)
+        self.shares = Shares(service, self)
+        self.events = Events(service.db, service.clock, service.bell)
         self._changes = Changes(
             service.db, service.clock, service.policy, service.ledger, service.bell, service.leases
         )
@@ -117,6 +121,20 @@ class FileService:
             matches = containing(ask.words)
             return view.search(folder, matches, offset, ask.per_page, files_only=files_only)
 
+    def within(self, me: Visitor, file: FileId, path: str) -> Item:
+        """Return what is at a path below a folder, or with an empty one the thing itself."""
+        names = paths.parse(path)
+        with self._db.read() as cx:
+            view = View(cx, file.space)
+            return view.below(view.by_id(file), names)
+
+    def listing_of(self, me: Visitor, folder: Item, ask: Asked) -> Page:
+        """Return a part of a folder's listing, that folder alone."""
+        offset = (ask.page - 1) * ask.per_page
+        with self._db.read() as cx:
+            view = View(cx, folder.space, ask.seq)
+            return view.page(folder, offset, ask.per_page, ask.order, ask.is_falling)
+
     def trash(self, me: Visitor, ask: Asked) -> Page:
         """Return a part of what was deleted in a directory, or anywhere."""
         names = paths.parse(ask.path)
@@ -164,15 +182,24 @@ class FileService:
 
         return need(self._changes.apply(me.space, me.author, build, content.stored))
 
-    def target(self, me: Visitor, path: str, filename: str) -> list[bytes]:
+    def target(
+        self, me: Visitor, path: str, filename: str, within: FileId | None = None
+    ) -> list[bytes]:
         """Return the path of an upload: `path`, or the file's own name, perhaps in that folder.
 
+        All of it is below the folder `within`; when that is a file, it is the target itself.
         INVALID for what cannot be a path, or may not be one for its ending.
         """
-        names = paths.parse(path)
-        if not names or path.endswith("/") or self._is_folder(me, names):
+        base: list[bytes] = []
+        if within is not None:
+            shared = self.within(me, within, "")
+            base = list(shared.names)
+            if not shared.is_dir:
+                return base
+        names = base + paths.parse(path)
+        if names == base or path.endswith("/") or self._is_folder(me, names):
             names += paths.parse_new(filename)
-        for name in names:
+        for name in names[len(base) :]:
             checks.new_name(name)
         paths.check_extension(names[-1], self._service.policy.allowed_extensions)
         return names

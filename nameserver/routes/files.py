@@ -9,8 +9,8 @@ from flask import Blueprint, Response, request
 from everfold.errors import EverfoldError, Kind
 from everfold.model import Seq
 from nameserver.files.browse import PAGE_MAX, Page
-from nameserver.files.intake import Intake
 from nameserver.files.items import Item
+from nameserver.files.paths import FileId
 from nameserver.files.service import Asked, FileService, Visitor
 from nameserver.routes import multipart
 from nameserver.routes.auth import Guard
@@ -183,8 +183,11 @@ def send_current(files: FileService, me: Visitor, file: str) -> Response:
     return send(files, Sent(item.name, item.size, item.mtime_ns, item.etag, content))
 
 
-def receive(files: FileService, me: Visitor) -> Item:
-    """Take an upload: the form's `file`, to `path` (a field or in the query), streamed."""
+def receive(files: FileService, me: Visitor, within: FileId | None = None) -> Item:
+    """Take an upload: the form's `file`, to `path` (a field or in the query), streamed.
+
+    `within`: a folder that all of it must be below, or the one file that it may be.
+    """
     request.max_content_length = 1 << 62  # the limit of the file itself counts
     length = request.content_length
     intake = files.intake(me, max(0, length - _FRAME_MAX) if length is not None else None)
@@ -195,22 +198,19 @@ def receive(files: FileService, me: Visitor) -> Item:
                 path = part.text()
             elif part.name == "file" and filename is None:
                 filename = part.filename or ""
-                files.target(me, path, filename or "file") if path or filename else None
+                if path or filename:  # else the path may still come
+                    files.target(me, path, filename or "file", within)
                 for chunk in part.chunks():
                     intake.write(chunk)
             elif part.name == "file":
                 raise EverfoldError(Kind.INVALID, "one upload is one file")
-        return _keep(files, me, intake, path, filename)
+        if filename is None:
+            raise EverfoldError(Kind.INVALID, "the field 'file' is missing")
+        target = files.target(me, path, filename, within)
+        return files.keep(me, target, intake.end())
     except BaseException:
         intake.cancel()
         raise
-
-
-def _keep(files: FileService, me: Visitor, intake: Intake, path: str, filename: str | None) -> Item:
-    if filename is None:
-        raise EverfoldError(Kind.INVALID, "the field 'file' is missing")
-    target = files.target(me, path, filename)
-    return files.keep(me, target, intake.end())
 
 
 def _read(size: int) -> bytes:
