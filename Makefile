@@ -3,7 +3,7 @@
 #   make run   [MOUNT=./Everfold] [DATA=./.everfold] [PORT=5000]   the whole system, until Ctrl-C
 #   make test  [ARGS="tests/t0_*.py -x"]                           the test suite
 #   make check                                                     format, lint, types
-#   make bench                                                     the small benchmark, beside local disk
+#   make bench [ARGS="--quick"]                                    all workloads, beside local disk
 #   make bench-scale                                               what an operation costs up to 2 million inodes
 #   make soak                                                      the long tests
 #   make clean                                                     remove .venv and caches, never data

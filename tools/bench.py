@@ -60,6 +60,11 @@ class Row:
         return [statistics.median(values) for values in self.values if values]
 
     @property
+    def remark(self) -> str:
+        """Return what is to be said beside the figures."""
+        return self.said if self.is_wrong or not self.note else self.note
+
+    @property
     def ratio(self) -> float | None:
         """Return how many times faster DIR is than the other."""
         medians = self.medians()
@@ -187,7 +192,7 @@ def told(rows: Sequence[Row], labels: Sequence[str]) -> list[dict[str, object]]:
                 if values
             },
             "ratio": round(row.ratio, 3) if row.ratio else None,
-            "note": row.said or row.note,
+            "note": row.remark,
             "failed": row.is_wrong,
         }
         for row in rows
@@ -204,7 +209,7 @@ def show(rows: Sequence[Row], labels: Sequence[str]) -> None:
     for row in rows:
         figures = [_figure(statistics.median(v)) if v else "-" for v in row.values]
         ratio = [f"{row.ratio:.2f}x" if row.ratio else ""] if len(labels) > 1 else []
-        cells.append((row.name, row.unit, *figures, *ratio, row.said or row.note))
+        cells.append((row.name, row.unit, *figures, *ratio, row.remark))
     heads = ("WORKLOAD", "UNIT", *labels, *(["RATIO"] if len(labels) > 1 else []), "")
     command.print_table(heads, cells)
 
