@@ -147,7 +147,7 @@ class View:
         if rows:
             return self._item(rows[0])
         for parent, name in self._last_names(file.ino):
-            found = self.child(parent, name)
+            found = self.child(parent, name) or self._at_its_path(parent, name)
             if found is not None and found.is_file:
                 return found
         raise no_such_file(str(file))
@@ -157,6 +157,15 @@ class View:
         for parent, name, at_ns in rows:
             if at_ns >= rows[0][2] - _MOVED_ASIDE_NS:
                 yield parent, name
+
+    def _at_its_path(self, parent: Ino, name: bytes) -> Item | None:
+        """Return what is at a path whose directory was deleted, and may have come back."""
+        try:
+            return self.find([*self.path_of(parent), name])
+        except EverfoldError as err:
+            if err.kind in (Kind.NOT_FOUND, Kind.NOT_DIR, Kind.STALE):
+                return None
+            raise
 
     # ------------------------------------------------------------ many
 

@@ -85,9 +85,11 @@ class Switched:
 class InProcessCluster:
     """Use as a context manager. `nodes` are behind switches; `service` is the nameserver."""
 
-    def __init__(self, folder: Path, nodes: int = 3, policy: Policy = QUICK) -> None:
+    def __init__(
+        self, folder: Path, nodes: int = 3, policy: Policy = QUICK, database: str = ""
+    ) -> None:
         self.folder = folder
-        self.db = Database(f"sqlite:///{folder}/nameserver.db")
+        self.db = Database(database or f"sqlite:///{folder}/nameserver.db")
         keys = Secrets("s" * 32, "j" * 32, SECRET)
         self.links: dict[str, Switched] = {}  # to the datanodes, by URL
         self.service = Service(self.db, SystemClock(), policy, keys, self.links.__getitem__)
