@@ -171,6 +171,21 @@ class BlockCache:
         if file.path is None or not self._adopt(key, file.path, len(file)):
             self.put(space, block, bytes(file))
 
+    def clear(self) -> None:
+        """Forget all blocks; those that are put meanwhile may stay."""
+        with self._room:
+            with self._lock:
+                self._memory.clear()
+                self._memory_used = 0
+                files, self._files = self._files, OrderedDict()
+            for key, file in files.items():
+                try:
+                    _unlink(self._path(key))
+                except OSError as err:
+                    _log.warning("block cache: cannot remove %s: %s", self._path(key), err)
+                with self._lock:
+                    self._disk_used -= _rounded(file.size)
+
     def close(self) -> None:
         """Put what is in memory alone on the disk."""
         with self._lock:

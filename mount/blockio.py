@@ -114,6 +114,11 @@ class BlockIO:
         """Use a session's block token; later ones come with plans and locations by themselves."""
         self._nodes.learn_token(token, expires)
 
+    def forget(self) -> None:
+        """Empty the cache, and forget which nodes have which block."""
+        self.cache.clear()
+        self._nodes.forget_places()
+
     def close(self) -> None:
         """End: what waits fails with UNAVAILABLE, the cache is written out. Idempotent."""
         self._fetcher.close()

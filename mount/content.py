@@ -114,6 +114,11 @@ class Content:
         """Tell whether local changes are not committed yet: local attributes count then."""
         return self.is_changed or self.pending > self.seals or self.is_orphan
 
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether nobody has the file open and nothing of it is on its way."""
+        return not (self.handles or self.pending or self.is_active)
+
     def follow(self, attr: Attr) -> None:
         """Take over committed attributes; only while nothing local is under way."""
         self.base = attr.version  # k that local changes build on

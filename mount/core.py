@@ -264,6 +264,20 @@ class Core(Knowledge):
         if not ready:
             raise EverfoldError(Kind.TIMEOUT, "the cluster did not take the changes")
 
+    def drop_caches(self) -> None:
+        """Forget what can be asked for again: names, attributes, extents, blocks.
+
+        For measurements: the next reader finds what a mount finds that has just begun. What
+        the kernel keeps is the kernel's (``/proc/sys/vm/drop_caches``).
+        """
+        self.wait_all()
+        with self.lock:
+            self.tree.forget_all()
+            for content in list(self.contents.values()):
+                if content.is_idle:
+                    del self.contents[content.ino]
+        self.blocks.forget()
+
     def settle(self, timeout_s: float) -> None:
         """Give what was changed here so far a chance to be in the cluster before it is asked.
 

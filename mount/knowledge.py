@@ -306,7 +306,7 @@ class Knowledge:
 
     def _shed(self) -> None:
         """Forget the oldest half of the files that nobody has open."""
-        idle = [c for c in self.contents.values() if not (c.handles or c.pending or c.is_active)]
+        idle = [content for content in self.contents.values() if content.is_idle]
         for content in idle[: len(idle) // 2 + 1]:
             del self.contents[content.ino]
 

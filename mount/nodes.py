@@ -137,6 +137,11 @@ class Nodes:
         for client in clients:
             client.close()
 
+    def forget_places(self) -> None:
+        """Forget on which nodes blocks are."""
+        with self._lock:
+            self._places.clear()
+
     def forget_place(self, block: BlockId, node: NodeId) -> None:
         """A node turned out not to have a block."""
         with self._lock:

@@ -328,3 +328,18 @@ def test_the_disk_is_told_of_whole_blocks_that_are_wanted_soon(
     next(tmp_path.glob("??/*")).unlink()
     cache.will_need(SPACE, [block])
     assert cache.get(SPACE, block) is None
+
+
+def test_a_cache_that_was_cleared_has_nothing_and_counts_nothing(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path, 1 << 24, 1 << 20)
+    blocks = [(name_of(data), data) for data in (b"small", b"large" * 50_000)]
+    for block, data in blocks:
+        cache.put(SPACE, block, data)
+
+    cache.clear()
+
+    assert [cache.get(SPACE, block) for block, _ in blocks] == [None, None]
+    assert cache.statistics().memory_bytes == cache.statistics().disk_bytes == 0
+    cache.put(SPACE, *blocks[1])
+    assert cache.get(SPACE, blocks[1][0]) == blocks[1][1]
+    cache.close()

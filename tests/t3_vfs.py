@@ -358,6 +358,19 @@ def test_extended_attributes_are_kept_and_virtual_ones_answered(world: World) ->
     assert client.vfs.getxattr(ino, b"user.everfold.durable") == b"yes"
 
 
+def test_caches_that_were_dropped_are_filled_again_from_the_cluster(world: World) -> None:
+    client = world.mount("a")
+    save(client, "f", b"text" * 50_000)
+    opened = client.vfs.open(find(client, "f").ino, os.O_RDWR)
+    client.vfs.write(opened.fh, 0, b"dirty", False)
+
+    client.vfs.setxattr(ROOT, b"user.everfold.drop_caches", b"1", 0)
+
+    assert client.core.blocks.cache.statistics().memory_bytes == 0
+    assert load(client, "f") == b"dirty" + (b"text" * 50_000)[5:]
+    client.vfs.release(opened.fh, 0, False)
+
+
 def test_what_a_killed_process_had_synced_is_a_version_of_its_own(world: World) -> None:
     first = world.mount()
     _, opened = first.vfs.create(ROOT, b"f", 0o644, os.O_RDWR | os.O_CREAT, ME)
