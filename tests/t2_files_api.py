@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from everfold.model import BLOCK_MAX
-from nameserver.policy import Policy
 from tests.harness.browser import BOUNDARY, Browser, form, noise
-from tests.harness.inprocess import QUICK, InProcessCluster
+from tests.harness.inprocess import CALM, InProcessCluster
 from tests.harness.world import load, save
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[InProcessCluster]:
-    with InProcessCluster(tmp_path_factory.mktemp("files")) as started:
+    with InProcessCluster(tmp_path_factory.mktemp("files"), policy=CALM) as started:
         yield started
 
 
@@ -354,9 +354,8 @@ def test_half_an_upload_is_none(me):
 
 
 def test_too_large_a_file_and_one_of_a_wrong_type_are_refused(tmp_path):
-    rules = {name: getattr(QUICK, name) for name in QUICK.__slots__}
-    limits = {"max_file_size": 1000, "allowed_extensions": frozenset({"txt", "pdf"})}
-    with InProcessCluster(tmp_path, policy=Policy(**{**rules, **limits})) as cluster:
+    limits = replace(CALM, max_file_size=1000, allowed_extensions=frozenset({"txt", "pdf"}))
+    with InProcessCluster(tmp_path, policy=limits) as cluster:
         me = Browser(cluster.app, cluster.token)
 
         assert me.refused("big.txt", b"x" * 1001) == (413, "too_large")

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness.browser import Browser
-from tests.harness.inprocess import InProcessCluster
+from tests.harness.inprocess import CALM, InProcessCluster
 from tests.harness.world import save
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[InProcessCluster]:
-    with InProcessCluster(tmp_path_factory.mktemp("events")) as started:
+    with InProcessCluster(tmp_path_factory.mktemp("events"), policy=CALM) as started:
         yield started
 
 

@@ -8,13 +8,13 @@ import pytest
 
 from everfold.model import BLOCK_MAX
 from tests.harness.browser import Browser, form, noise
-from tests.harness.inprocess import PASSWORD, InProcessCluster
+from tests.harness.inprocess import CALM, PASSWORD, InProcessCluster
 from tests.harness.world import save
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[InProcessCluster]:
-    with InProcessCluster(tmp_path_factory.mktemp("past")) as started:
+    with InProcessCluster(tmp_path_factory.mktemp("past"), policy=CALM) as started:
         yield started
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness.browser import Browser, form
-from tests.harness.inprocess import InProcessCluster
+from tests.harness.inprocess import CALM, InProcessCluster
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[InProcessCluster]:
-    with InProcessCluster(tmp_path_factory.mktemp("shares")) as started:
+    with InProcessCluster(tmp_path_factory.mktemp("shares"), policy=CALM) as started:
         yield started
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from everfold.model import BLOCK_MAX
 from tests.harness.browser import Browser, form, noise
-from tests.harness.inprocess import PASSWORD, InProcessCluster
+from tests.harness.inprocess import CALM, PASSWORD, InProcessCluster
 
 
 @pytest.fixture
 def cluster(tmp_path, database_url) -> Iterator[InProcessCluster]:
-    with InProcessCluster(tmp_path, database=database_url) as started:
+    with InProcessCluster(tmp_path, policy=CALM, database=database_url) as started:
         yield started
 
 

@@ -237,6 +237,15 @@ class View:
             raise no_such_file(str(file))
         return self._lost(row)
 
+    def by_id_or_lost(self, file: FileId) -> Item:
+        """Return a file by its id, or a deleted one; NOT_FOUND."""
+        try:
+            return self.by_id(file)
+        except EverfoldError as err:
+            if err.kind is not Kind.NOT_FOUND:
+                raise
+            return self.lost_id(file)
+
     def lost_at(self, names: list[bytes]) -> Item:
         """Return what was deleted last at a path whose directory lives; NOT_FOUND, NOT_DIR."""
         folder = self.at(names[:-1])

@@ -32,6 +32,8 @@ HTTP: Final = MountId("http")
 OPS: Final = 10_000  # of one commit, of a change that may be done in several
 _FILE_MODE: Final = stat.S_IFREG | 0o644
 _FOLDER_MODE: Final = stat.S_IFDIR | 0o755
+_SETTLE_S: Final = 10.0  # how long a commit waits for nodes that have its blocks
+_LOOK_S: Final = 0.2
 _TOGETHER_NS: Final = 60_000_000_000  # what went so shortly before its directory went with it
 
 
@@ -184,6 +186,7 @@ class Draft:
 Told = Sequence[bytes] | FileId | None
 """What the answer shall tell of: what is at a path then, or what has an id."""
 Build = Callable[[Draft], Told]
+After = Callable[[Cx], object]
 
 
 class Changes:
@@ -207,11 +210,13 @@ class Changes:
         author: Author,
         build: Build,
         stored: Sequence[wire.Stored] = (),
+        after: After = lambda cx: None,
     ) -> Item | None:
         """Apply what `build` drafts, durably; return what it wants to tell of.
 
         Any operation that is refused raises, and then nothing was done. `build` may be called
-        again, when another's write lease was in the way; BUSY when it stays so.
+        again, when another's write lease was in the way; BUSY when it stays so. `after` runs
+        in the same transaction, when the operations are done.
         """
         told: list[Item | None] = []
 
@@ -219,10 +224,22 @@ class Changes:
             told.clear()
             with self._db.write() as cx:
                 committed = self._commit(cx, space, author, build, stored, told)
+                after(cx)
                 self._bell.announce(cx, space)
             return committed
 
-        self._leases.when_free(wire.Commit(space, HTTP, 1, []), commit)
+        ends = self._clock.monotonic() + (_SETTLE_S if stored else 0.0)
+        while True:
+            ticket = self._bell.ticket(space)
+            try:
+                self._leases.when_free(wire.Commit(space, HTTP, 1, []), commit)
+                break
+            except EverfoldError as err:
+                is_over = self._bell.is_stopped or self._clock.monotonic() > ends
+                if err.kind is not Kind.UNAVAILABLE or is_over:
+                    raise
+            # a node that has just taken a block was silent for a moment: it may be back
+            self._bell.wait(space, ticket, _LOOK_S)
         self._bell.ring(space)
         return told[0]
 

@@ -24,6 +24,7 @@ from nameserver.files.intake import Content, Intake
 from nameserver.files.items import Item, Json
 from nameserver.files.outlet import Outlet
 from nameserver.files.paths import FileId
+from nameserver.files.purge import forget
 from nameserver.files.replicas import replica_map
 from nameserver.files.shares import Shares
 from nameserver.gate import Identity
@@ -237,13 +238,7 @@ class FileService:
         """Return a file (also a deleted one) and its versions, the oldest first."""
         known = self._mine(me, file)
         with self._db.read() as cx:
-            view = View(cx, known.space)
-            try:
-                item = view.by_id(known)
-            except EverfoldError as err:
-                if err.kind is not Kind.NOT_FOUND:
-                    raise
-                item = view.lost_id(known)
+            item = View(cx, known.space).by_id_or_lost(known)
         ask = wire.GetHistory(item.space, item.parent, item.name)
         return item, self._service.tree.history(ask).versions
 
@@ -313,6 +308,29 @@ class FileService:
 
         while not (is_done and is_done[0]):
             self._changes.apply(known.space, me.author, build)
+        return gone[0]
+
+    def purge(self, me: Visitor, file: str) -> Item:
+        """Delete a file, or what is left of a deleted one, with all its versions, for good.
+
+        IS_DIR for a folder.
+        """
+        known = self._mine(me, file)
+        gone: list[Item] = []
+
+        def build(draft: Draft) -> None:
+            gone[:] = [draft.view.by_id_or_lost(known)]
+            if gone[0].is_dir:
+                raise EverfoldError(Kind.IS_DIR, "folders are deleted under /api/files", file)
+            if not gone[0].died_ns:
+                draft.remove(gone[0], is_recursive=False)
+
+        self._changes.apply(
+            known.space,
+            me.author,
+            build,
+            after=lambda cx: forget(cx, known.space, gone[0].parent, gone[0].name),
+        )
         return gone[0]
 
     def undelete(self, me: Visitor, file: str, path: str, to: str = "") -> Item:

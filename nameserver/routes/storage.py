@@ -9,14 +9,7 @@ from flask import Blueprint, Response
 
 from nameserver.files.service import FileService
 from nameserver.routes.auth import Guard
-from nameserver.routes.files import (
-    asked,
-    page_json,
-    receive,
-    send_current,
-    told,
-    visitor,
-)
+from nameserver.routes.files import asked, page_json, receive, send_current, told, visitor
 from nameserver.routes.forms import Json
 from nameserver.routes.people import log_in
 from nameserver.service import Service
@@ -48,6 +41,12 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
         me = visitor(files, guard)
         item = files.info(me, file)
         return {**told(item), "replicas": files.replicas(me, file) if item.is_file else None}
+
+    @routes.delete("/files/<file>")
+    @guard.login
+    def purge(file: str) -> Json:
+        gone = files.purge(visitor(files, guard), file)
+        return {"message": "deleted with all its versions", **told(gone)}
 
     @routes.get("/download/<file>")
     @guard.login

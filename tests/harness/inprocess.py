@@ -7,6 +7,7 @@ fraction of a second, so a test may have one of its own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -42,6 +43,8 @@ QUICK = Policy(
     drop_rest_s=1.0,
     bcrypt_rounds=4,
 )
+CALM = replace(QUICK, suspect_s=1e6, down_s=1e6)
+"""For tests that are not about nodes: on a busy machine none is taken for dead."""
 
 
 class Switched:
