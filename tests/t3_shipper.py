@@ -191,6 +191,19 @@ def test_what_follows_a_sync_rests_until_the_next_sync(
     assert bench.cluster.numbers == [[1], [2, 3]]
 
 
+def test_a_large_write_does_not_rest_after_a_sync(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "LULL_S", 60.0)
+    bench.shipper.start()
+    bench.shipper.hurry(bench.submit(unlink()))
+    wait_until(lambda: bench.shipper.committed_number == 1, 10, "the first sync is through")
+
+    bench.submit(bench.stage(2, bytes(1 << 20)))
+
+    wait_until(lambda: bench.shipper.committed_number == 2, 10, "the write is through")
+
+
 def test_a_crowd_of_changes_does_not_rest_after_a_sync(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,10 +212,10 @@ def test_a_crowd_of_changes_does_not_rest_after_a_sync(
     bench.shipper.hurry(bench.submit(unlink()))
     wait_until(lambda: bench.shipper.committed_number == 1, 10, "the first sync is through")
 
-    for _ in range(100):
+    for _ in range(300):
         last = bench.submit(unlink())
 
-    wait_until(lambda: bench.shipper.committed_number >= 65, 10, "most of them are through")
+    wait_until(lambda: bench.shipper.committed_number >= 257, 10, "most of them are through")
     assert bench.shipper.drain(10)
     assert bench.shipper.committed_number == last
 
