@@ -171,3 +171,11 @@ def test_a_wrong_password_is_unauthenticated(cluster):
         api.login("admin", "wrong password")
 
     assert caught.value.kind is Kind.UNAUTHENTICATED
+
+
+def test_the_servers_give_way_to_the_programs_of_this_machine(cluster):
+    ready = cluster.ready
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+
+    for pid in (ready["nameserver"]["pid"], *(node["pid"] for node in ready["nodes"])):
+        assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, own + 5)

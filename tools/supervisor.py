@@ -44,6 +44,7 @@ class Child:
     rank: int = 0  # higher ones end first
     end_s: float = 10.0  # how long an orderly end may take
     mountpoint: str = ""  # detached when its driver could not do it itself
+    nice: int = 0  # how much it gives way to the programs of this machine
     may_end: bool = False  # an end with status 0 is meant, and not to be undone
     ready: Ready | None = None
     process: subprocess.Popen[bytes] | None = None
@@ -156,6 +157,8 @@ class Supervisor:
                     child.rank, child.end_s, child.mountpoint
                 ),
             )
+        if child.nice:
+            _give_way(child.process.pid, child.nice)
         child.started = time.monotonic()
 
     def _look_for_ready(self, child: Child) -> bool:
@@ -243,3 +246,15 @@ class Supervisor:
 def python(*args: str) -> list[str]:
     """Return the command line of a module of ours under this interpreter."""
     return [sys.executable, "-m", *args]
+
+
+def _give_way(pid: int, nice: int) -> None:
+    """Let a process wait where others want the processor too; it is not refused any of it.
+
+    A kernel that groups processes by session (SCHED_AUTOGROUP) weighs the groups, and each
+    child has a session of its own: there the group's figure counts, not the process's.
+    """
+    figure = min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice)
+    with contextlib.suppress(OSError):  # it has ended already, which `watch` will notice
+        os.setpriority(os.PRIO_PROCESS, pid, figure)
+        Path(f"/proc/{pid}/autogroup").write_text(str(figure), encoding="ascii")

