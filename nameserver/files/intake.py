@@ -1,7 +1,8 @@
 """Bytes on their way in: cut into blocks as they come, stored while more come.
 
-Only a few blocks are in memory at any time, however large the file is. Nothing names them before
-the commit; what was stored for an upload that breaks off is garbage, which is collected.
+Only a few blocks are in memory at any time, however large the file is, and of all uploads together
+no more than a budget allows. Nothing names a block before the commit; what was stored for an upload
+that breaks off is garbage, which is collected.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from everfold import blockid, wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import BLOCK_MAX, Extent, SpaceId
 from nameserver.files.blocks import Blocks
+from nameserver.files.budget import Budget
 
 WINDOW: Final = 3  # blocks of one upload that are being stored while the next one gathers
+_ROOM_S: Final = 30.0
 
 
 class Content(NamedTuple):
@@ -30,10 +33,16 @@ class Intake:
     """One upload's bytes. Of one thread."""
 
     def __init__(
-        self, blocks: Blocks, pool: Executor, space: SpaceId, size_max: int, room: int | None
+        self,
+        blocks: Blocks,
+        pool: Executor,
+        budget: Budget,
+        space: SpaceId,
+        size_max: int,
+        room: int | None,
     ) -> None:
         """`room`: what the quota leaves (None: no limit); the commit checks it again."""
-        self._blocks, self._pool, self._space = blocks, pool, space
+        self._blocks, self._pool, self._budget, self._space = blocks, pool, budget, space
         self._size_max, self._room = size_max, room
         self._pieces: list[bytes] = []
         self._gathered = 0
@@ -48,11 +57,24 @@ class Intake:
         self._size += len(data)
         while data:
             piece = data[: BLOCK_MAX - self._gathered]
+            self._make_room(len(piece))
             self._pieces.append(piece)
             self._gathered += len(piece)
             data = data[len(piece) :]
             if self._gathered == BLOCK_MAX:
                 self._send()
+
+    def _make_room(self, size: int) -> None:
+        """Take a piece's bytes from the budget.
+
+        When it is used up a short block is sent, so that all that others wait for is under way.
+        """
+        if self._budget.take(size, 0.0):
+            return
+        if self._gathered:
+            self._send()
+        if not self._budget.take(size, _ROOM_S):
+            raise EverfoldError(Kind.UNAVAILABLE, "too many uploads at once; try again")
 
     def check(self, size: int) -> None:
         """Raise TOO_LARGE or QUOTA when a file of this size cannot be taken."""
@@ -75,14 +97,18 @@ class Intake:
             future.cancel()
         self._under_way.clear()
         self._pieces.clear()
+        self._budget.give(self._gathered)
+        self._gathered = 0
 
     def _send(self) -> None:
+        while len(self._under_way) >= WINDOW:
+            self._receive()
         data = b"".join(self._pieces)
         self._pieces.clear()
         self._gathered = 0
-        while len(self._under_way) >= WINDOW:
-            self._receive()
-        self._under_way.append(self._pool.submit(self._store, data))
+        future = self._pool.submit(self._store, data)
+        future.add_done_callback(lambda _: self._budget.give(len(data)))
+        self._under_way.append(future)
 
     def _store(self, data: bytes) -> wire.Stored:
         return self._blocks.put(self._space, blockid.name_of(data), data)

@@ -1,7 +1,8 @@
 """Bytes on their way out: a range of a file as it was at one commit, in order, streamed.
 
-The content is that of one moment, whatever is saved meanwhile. A few blocks are fetched ahead; no
-more is in memory. When a block cannot be had the stream ends with an error, never with zeros.
+The content is that of one moment, whatever is saved meanwhile. A few blocks are fetched ahead, of
+all downloads together as many as a budget allows; no more is in memory. When a block cannot be had
+the stream ends with an error, never with zeros.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from typing import Final
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.extents import Piece, from_extents
-from everfold.model import BlockId, Ino, Seq, SpaceId
+from everfold.model import BLOCK_MAX, BlockId, Ino, Seq, SpaceId
 from nameserver.files.blocks import Blocks
+from nameserver.files.budget import Budget
 from nameserver.tree import Tree
 
 AHEAD: Final = 3  # blocks that are fetched while one is sent
 _WINDOW: Final = 64 * 1024 * 1024  # of the file, whose extents are looked up at once
 _ZEROS: Final = bytes(256 * 1024)
 
-_Fetch = tuple[Piece[BlockId] | int, Future[bytes] | None]  # a piece and its block, or a hole
+# a piece and its block, or the length of a hole; and what it takes of the budget
+_Fetch = tuple[Piece[BlockId] | int, Future[bytes] | None, int]
 
 
 class Outlet:
@@ -33,11 +36,12 @@ class Outlet:
         tree: Tree,
         blocks: Blocks,
         pool: Executor,
+        budget: Budget,
         content: tuple[SpaceId, Ino, Seq],
         start: int,
         stop: int,
     ) -> None:
-        self._tree, self._blocks, self._pool = tree, blocks, pool
+        self._tree, self._blocks, self._pool, self._budget = tree, blocks, pool, budget
         self._space, self._ino, self._seq = content
         self._start, self._stop = start, stop
         self._ready: deque[_Fetch] = deque()
@@ -55,28 +59,37 @@ class Outlet:
             self._fill()
             if not self._ready:
                 return
-            piece, block = self._ready.popleft()
-            if block is None or isinstance(piece, int):
-                assert isinstance(piece, int)
-                yield from _zeros(piece)
-                continue
-            data = block.result()
-            yield data if len(data) == piece.length and not piece.at else _cut(data, piece)
+            piece, block, taken = self._ready.popleft()
+            try:
+                if isinstance(piece, int):
+                    yield from _zeros(piece)
+                elif block is not None:
+                    data = block.result()
+                    yield data if len(data) == piece.length and not piece.at else _cut(data, piece)
+            finally:
+                self._budget.give(taken)
 
     def close(self) -> None:
         """Fetch nothing more."""
         self._wanted = iter(())
-        for _, block in self._ready:
+        for _, block, taken in self._ready:
+            self._budget.give(taken)
             if block is not None:
                 block.cancel()
         self._ready.clear()
 
     def _fill(self) -> None:
+        """Fetch ahead, as far as the budget goes; the next piece is fetched in any case."""
         while len(self._ready) < AHEAD:
+            taken = BLOCK_MAX if self._ready else 0
+            if taken and not self._budget.take(taken, 0.0):
+                return
             piece = next(self._wanted, None)
             if piece is None:
+                self._budget.give(taken)
                 return
-            self._ready.append((piece, None if isinstance(piece, int) else self._fetch(piece)))
+            block = None if isinstance(piece, int) else self._fetch(piece)
+            self._ready.append((piece, block, taken))
 
     def _fetch(self, piece: Piece[BlockId]) -> Future[bytes]:
         if self._last is None or self._last[0] != piece.source:

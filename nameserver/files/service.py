@@ -17,6 +17,7 @@ from everfold.model import NOW, SIZE_MAX, Ino, Seq, SpaceId, Version
 from nameserver.files import paths
 from nameserver.files.blocks import Blocks, Connect
 from nameserver.files.browse import Page, View, containing
+from nameserver.files.budget import BUDGET, Budget
 from nameserver.files.changes import Changes, Draft, need
 from nameserver.files.events import Events
 from nameserver.files.figures import Figures
@@ -66,6 +67,7 @@ class FileService:
         self._service = service
         self._db = service.db
         self._pool = ThreadPoolExecutor(_THREADS, "files")
+        self.room_in, self.room_out = Budget(BUDGET), Budget(BUDGET)
         self.blocks = Blocks(service.ledger, service.clock, service.policy, connect)
         self.figures = Figures(service.db, service.clock)
         self.shares = Shares(service, self)
@@ -163,7 +165,7 @@ class FileService:
         """Begin to take a file's bytes. TOO_LARGE, QUOTA when `length` bytes are too many."""
         policy = self._service.policy
         size_max = policy.max_file_size or SIZE_MAX
-        taken = Intake(self.blocks, self._pool, me.space, size_max, self._room(me))
+        taken = Intake(self.blocks, self._pool, self.room_in, me.space, size_max, self._room(me))
         taken.check(length or 0)
         return taken
 
@@ -217,7 +219,8 @@ class FileService:
 
     def outlet(self, content: tuple[SpaceId, Ino, Seq], start: int, stop: int) -> Outlet:
         """Return a part of a content, to be streamed."""
-        return Outlet(self._service.tree, self.blocks, self._pool, content, start, stop)
+        tree = self._service.tree
+        return Outlet(tree, self.blocks, self._pool, self.room_out, content, start, stop)
 
     def content(self, me: Visitor, file: str) -> tuple[Item, tuple[SpaceId, Ino, Seq]]:
         """Return a regular file and where its bytes are read; IS_DIR, INVALID for others."""

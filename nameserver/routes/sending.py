@@ -73,8 +73,12 @@ def send(files: FileService, what: Sent) -> Response:
     answer.headers["Content-Length"] = str(stop - start)
     if request.method != "HEAD" and stop > start:
         outlet = files.outlet(what.content, start, stop)
-        outlet.begin()
         answer.response = _Body(outlet)
+        try:
+            outlet.begin()
+        except BaseException:
+            outlet.close()
+            raise
     return answer
 
 

@@ -73,7 +73,11 @@ def _shared(routes: Blueprint, files: FileService) -> None:
         answer = send(files, Sent(item.name, item.size, item.mtime_ns, item.etag, content))
         is_first = answer.headers.get("Content-Range", "bytes 0-").startswith("bytes 0-")
         if request.method == "GET" and answer.status_code in (200, 206) and is_first:
-            shares.count(share)
+            try:
+                shares.count(share)
+            except BaseException:
+                answer.close()
+                raise
         return answer
 
     @routes.post("/shared/<token>/upload")
