@@ -59,6 +59,11 @@ def test_the_filesystem_itself_knows_no_kernel():
         assert not any(f"'mount.{name}'" in text or f"'{name}'" in text for name in adapters)
 
 
+def test_the_service_under_the_json_routes_knows_no_http():
+    for source in (ROOT / "nameserver" / "files").glob("*.py"):
+        assert not imported(source) & {"flask", "werkzeug"}, source.name
+
+
 @pytest.mark.parametrize("module", ["everfold.model", "everfold.wire", "tools.__main__"])
 def test_importing_a_module_does_no_work(module, tmp_path):
     command = [sys.executable, "-c", f"import {module}"]
