@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import random
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from everfold import extents
 from everfold.extents import Piece, PieceMap
 
 SPAN = 60
@@ -34,7 +37,19 @@ def cells_of(pieces: PieceMap[str]) -> list[Cell]:
 
 
 @given(ops)
+def test_a_piece_map_in_many_small_chunks_equals_an_array_of_bytes(
+    steps: list[tuple[str, int, int, str, int]],
+) -> None:
+    with patch.object(extents, "_CHUNK_MAX", 4):
+        check_against_bytes(steps)
+
+
+@given(ops)
 def test_a_piece_map_equals_an_array_of_bytes(steps: list[tuple[str, int, int, str, int]]) -> None:
+    check_against_bytes(steps)
+
+
+def check_against_bytes(steps: list[tuple[str, int, int, str, int]]) -> None:
     pieces: PieceMap[str] = PieceMap()
     model: list[Cell] = [None] * (SPAN + 30)
     for verb, offset, length, source, at in steps:
@@ -95,3 +110,39 @@ def test_a_piece_that_is_all_there_is_can_be_dropped_and_nothing_else_is() -> No
     pieces.lay(8, 3, 1)
     assert not pieces.drop_only(0, 3, 1, 0)
     assert pieces.covered == 6
+
+
+def test_many_pieces_are_found_cut_and_removed_as_few_are() -> None:
+    rnd = random.Random(7)
+    places = rnd.sample(range(20_000), 10_000)
+    pieces: PieceMap[str] = PieceMap()
+    for place in places:
+        pieces.lay(place * 8, 8, "s", place * 100)
+
+    assert [p.offset for p in pieces] == sorted(place * 8 for place in places)
+    assert len(pieces) == len(places)
+    assert len(pieces.slices(4, 160_000)) == len(places)
+    assert sum(length for _, length in pieces.gaps(0, 160_000)) == 80_000
+    for place in places[:5_000]:
+        assert pieces.erase_same(place * 8, 8, "s", place * 100) == [
+            Piece(place * 8, 8, "s", place * 100)
+        ]
+    assert sum(p.length for p in pieces.cut(80_000)) + pieces.covered == 40_000
+    assert pieces.end <= 80_000
+    pieces.lay(0, 160_000, "t")
+    assert list(pieces) == [Piece(0, 160_000, "t", 0)]
+
+
+def test_sorted_pieces_make_a_map_as_they_are() -> None:
+    rows = [Piece(i * 4, 4, "s", i * 4) for i in range(5_000)]
+
+    pieces = PieceMap.of_sorted(rows)
+
+    assert list(pieces) == rows
+    assert pieces.covered == pieces.end == 20_000
+    assert pieces.slices(4_090, 8) == [
+        Piece(4_090, 2, "s", 4_090),
+        *rows[1_023:1_024],
+        Piece(4_096, 2, "s", 4_096),
+    ]
+    assert not list(PieceMap.of_sorted([]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import stat
 
 import pytest
@@ -97,6 +99,28 @@ def test_writes_far_apart_in_a_huge_sparse_file_touch_only_their_places(
     near = stage.tree.extents(wire.GetExtents(stage.space, ino, 100 * MIB + 2, 1))
     assert [e.offset for e in near.extents] == [100 * MIB]
     assert near.size == far + 4
+
+
+def test_many_scattered_pieces_in_one_write_are_what_they_are_in_many(
+    stage: Stage, w: Writer
+) -> None:
+    rnd, size = random.Random(5), 4 * MIB
+    content = bytearray(rnd.randbytes(size))
+    ino = w.save("f", bytes(content))
+    for round_ in range(4):
+        places = rnd.sample(range(0, size, 8192), 60)
+        pieces = [(at, rnd.randbytes(rnd.choice((100, 4096, 8192, 30_000)))) for at in places]
+        holes = [(rnd.randrange(size), 50_000) for _ in range(round_)]
+        for at, length in holes:
+            content[at : at + length] = bytes(min(length, size - at))
+        for at, data in pieces:
+            content[at : at + len(data)] = data[: size - at]
+        write(w, ino, size, [(at, data[: size - at]) for at, data in pieces], holes=holes)
+
+        assert stage.content("f") == content
+        live = rows(stage)
+        assert stage.attr("f").allocated == sum(length for _, length in live)
+        assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(live))
 
 
 def test_extents_are_asked_by_range_and_tell_where_their_blocks_are(

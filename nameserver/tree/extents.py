@@ -27,6 +27,7 @@ _LIVE_AT: Final = (
     "SELECT off, length, block, block_offset FROM extent WHERE space_id = ? AND ino = ?"
     " AND off > ? AND off < ? AND born <= ? AND (died IS NULL OR died > ?) ORDER BY off"
 )
+_GAP: Final = 16 * 1024  # up to this, reading what lies between costs less than another query
 
 
 class Patch(NamedTuple):
@@ -95,22 +96,14 @@ def swap(batch: Batch, inode: Inode, patch: Patch) -> Swap:
         return Swap([], _fresh(patch), 0)
     if batch.pending.has_extents_of(inode.ino):
         batch.pending.flush()
-    closed: list[tuple[int, int, int]] = []
-    opened: list[Piece[BlockId]] = []
-    kept = 0
-    for group in _groups(inode, patch):
-        rows = _live(batch.cx, batch.space, inode.ino, group.start, group.end)
-        before = PieceMap(Piece(*row[:4]) for row in rows)
-        after = PieceMap(before)
-        lay(after, group.patch)
-        if list(after) == list(before):
-            continue
-        stay = {row[:4] for row in rows} & set(after)
-        closed += [(row[0], row[4], row[1]) for row in rows if row[:4] not in stay]
-        fresh = [piece for piece in after if piece not in stay]
-        opened += fresh
-        kept += _remnants(before, fresh)
-    return Swap(closed, opened, kept)
+    rows = _touched(batch, inode, patch)
+    before = [Piece(*row[:4]) for row in rows]
+    after = PieceMap.of_sorted(before)
+    lay(after, patch)
+    stay = set(after).intersection(before)
+    closed = [(row[0], row[4], row[1]) for row in rows if row[:4] not in stay]
+    opened = [piece for piece in after if piece not in stay]
+    return Swap(closed, opened, _remnants([old for old in before if old not in stay], opened))
 
 
 def _fresh(patch: Patch) -> list[Piece[BlockId]]:
@@ -148,48 +141,49 @@ def _stored(piece: Piece[BlockId]) -> tuple[int, bytes, int]:
     return piece.length, piece.source, piece.at
 
 
-def _remnants(before: PieceMap[BlockId], fresh: Iterable[Piece[BlockId]]) -> int:
-    """Return how many bytes of `fresh` were there before, at the same place."""
-    same = 0
-    for piece in fresh:
-        for old in before.slices(piece.offset, piece.length):
-            if old.source == piece.source and old.at - piece.at == old.offset - piece.offset:
-                same += old.length
+def _remnants(closed: list[Piece[BlockId]], opened: Iterable[Piece[BlockId]]) -> int:
+    """Return how many bytes of `opened` were there before, at the same place."""
+    old, same = PieceMap.of_sorted(closed), 0
+    blocks = {piece.source for piece in closed}
+    for piece in opened:
+        if piece.source in blocks:  # mostly not: the blocks of a write are new
+            for part in old.slices(piece.offset, piece.length):
+                if part.source == piece.source and part.at - piece.at == part.offset - piece.offset:
+                    same += part.length
     return same
 
 
-class _Group(NamedTuple):
-    """A part of a patch that is far from its other parts."""
+def _touched(batch: Batch, inode: Inode, patch: Patch) -> list[Row]:
+    """Return the rows of the live extents that a patch touches, in order.
 
-    start: int
-    end: int
-    patch: Patch
-
-
-def _groups(inode: Inode, patch: Patch) -> list[_Group]:
-    """Split a patch so that no group reads extents that lie between its scattered parts.
-
-    Parts less than two blocks apart stay together: no extent can touch two groups.
+    Between its scattered parts others may lie, which need not be read: 4,096 random pieces in
+    a file of 60,000 took 200 us each when all were.
     """
+    rows: list[Row] = []
+    for start, end in _ranges(inode, patch):
+        found = _live(batch.cx, batch.space, inode.ino, start, end)
+        if rows and found and found[0][0] == rows[-1][0]:
+            del found[0]  # one extent that reaches over the gap
+        rows += found
+    return rows
+
+
+def _ranges(inode: Inode, patch: Patch) -> list[tuple[int, int]]:
+    """Return what a patch covers, as ranges in order; those that are close together are one."""
     cut = min(patch.size, patch.size if patch.cut is None else patch.cut)
-    parts: list[tuple[int, int, Extent | None]] = [(e.offset, e.end, e) for e in patch.extents]
-    parts += [(offset, offset + length, None) for offset, length in patch.holes if length]
+    parts = [(e.offset, e.offset + e.length) for e in patch.extents]
+    parts += [(offset, offset + length) for offset, length in patch.holes if length]
     if cut < inode.size:
-        parts.append((cut, SIZE_MAX, None))
-    parts.sort(key=lambda part: part[0])
-    groups: list[list[tuple[int, int, Extent | None]]] = []
-    reach = -1
-    for part in parts:
-        if reach < 0 or part[0] - reach > 2 * BLOCK_MAX:
-            groups.append([])
-        groups[-1].append(part)
-        reach = max(reach, part[1])
-    return [_group(group, patch) for group in groups]
-
-
-def _group(parts: list[tuple[int, int, Extent | None]], patch: Patch) -> _Group:
-    start, end = parts[0][0], max(part[1] for part in parts)
-    inside = {id(part[2]) for part in parts if part[2] is not None}
-    extents = [extent for extent in patch.extents if id(extent) in inside]
-    holes = [hole for hole in patch.holes if start <= hole[0] < end]
-    return _Group(start, end, Patch(patch.size, extents, holes, patch.cut))
+        parts.append((cut, SIZE_MAX))
+    parts.sort()
+    ranges: list[tuple[int, int]] = []
+    start = reach = -1
+    for first, end in parts:
+        if start < 0:
+            start, reach = first, end
+        elif first - reach <= _GAP:
+            reach = max(reach, end)
+        else:
+            ranges.append((start, reach))
+            start, reach = first, end
+    return [*ranges, (start, reach)] if start >= 0 else ranges
