@@ -52,6 +52,10 @@ class NameClient:
         answer: wire.FileExtents = self._call("extents", ask)
         return answer
 
+    def many_extents(self, ask: wire.GetManyExtents) -> wire.ManyExtents:
+        answer: wire.ManyExtents = self._call("many-extents", ask)
+        return answer
+
     def xattrs(self, ask: wire.GetXattrs) -> wire.Xattrs:
         answer: wire.Xattrs = self._call("xattrs", ask)
         return answer

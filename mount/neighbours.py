@@ -3,14 +3,15 @@
 Who reads a tree through (a build, a copy, `git status`) opens one small file after the other,
 and each that was never here costs a question to the nameserver and one to a datanode. Files
 that were made together have neighbouring inode numbers; so once two of them were read in
-that order, the following ones whose attributes are known are fetched: their extents by a few
-threads, their blocks many to a request. How far ahead doubles while it goes on.
+that order, the following ones whose attributes are known are fetched: their extents with one
+question, their blocks many to a request. How far ahead doubles while it goes on.
 
 Only hints: what fails or comes too late is left to the reader. Bounded by `AHEAD_MAX`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -22,7 +23,7 @@ from mount.core import Core
 
 AHEAD_MAX: Final = 128  # inodes
 _NEAR: Final = 16  # inode numbers that two files read after each other may lie apart
-_AT_ONCE: Final = 4
+_AT_ONCE: Final = 2  # questions under way
 _log = logging.getLogger(__name__)
 
 
@@ -49,25 +50,25 @@ class Neighbours:
             self.window = min(max(8, self.window * 2), AHEAD_MAX)
             first, self._ahead = max(ino, self._ahead) + 1, Ino(ino + self.window)
             wanted = [Ino(each) for each in range(first, self._ahead + 1)]
-        for part in range(_AT_ONCE):
-            try:
-                self._fetchers.submit(self._fetch, wanted[part::_AT_ONCE])
-            except RuntimeError:  # the mount is ending
-                return
+        with contextlib.suppress(RuntimeError):  # the mount is ending
+            self._fetchers.submit(self._fetch, wanted)
 
     def _fetch(self, inos: list[Ino]) -> None:
         core = self._core
-        blocks = []
+        contents = [content for ino in inos if (content := self._cold(ino)) is not None]
+        if not contents:
+            return
         try:
-            for ino in inos:
-                content = self._cold(ino)
-                if content is None:
-                    continue
-                core.load_extents(content)
-                with core.lock:
-                    blocks += [(p.source, p.at + p.length) for p in content.extents or ()]
+            core.load_many(contents)
         except EverfoldError as err:
             _log.info("neighbours are not fetched: %s", err)
+            return
+        with core.lock:
+            blocks = [
+                (piece.source, piece.at + piece.length)
+                for content in contents
+                for piece in content.extents or ()
+            ]
         core.blocks.prefetch(blocks)
 
     def _cold(self, ino: Ino) -> Content | None:

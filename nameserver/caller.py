@@ -44,6 +44,10 @@ class Caller:
         self._mine(ask.space)
         return self._service.tree.extents(ask)
 
+    def many_extents(self, ask: wire.GetManyExtents) -> wire.ManyExtents:
+        self._mine(ask.space)
+        return self._service.tree.many_extents(ask)
+
     def xattrs(self, ask: wire.GetXattrs) -> wire.Xattrs:
         self._mine(ask.space)
         return self._service.tree.xattrs(ask)

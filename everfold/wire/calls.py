@@ -126,6 +126,22 @@ class FileExtents(Record, frozen=True):
     author: str = ""  # who wrote this content
 
 
+class GetManyExtents(Record, frozen=True):
+    """All extents of several files, as they are now; for those that are small."""
+
+    space: SpaceId
+    inos: list[Ino]
+
+
+class ManyExtents(Record, frozen=True):
+    """See `FileExtents`. Files without extents, and those beyond what one answer holds, are
+    left out, as what is no file or has no name any more."""
+
+    seq: Seq
+    files: dict[Ino, list[Extent]]
+    where: dict[BlockId, list[NodeId]]
+
+
 class GetXattrs(Record, frozen=True):
     """All extended attributes of an inode."""
 

@@ -11,13 +11,28 @@ from typing import Final
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.model import NOW, ROOT, SIZE_MAX, Attr, Entry, Ino, Seq, SpaceId
+from everfold.model import (
+    NOW,
+    ROOT,
+    SIZE_MAX,
+    Attr,
+    BlockId,
+    Entry,
+    Extent,
+    Ino,
+    NodeId,
+    Seq,
+    SpaceId,
+)
 from nameserver.db import Cx, Row
 from nameserver.tree import extents
 from nameserver.tree.ledger import BlockLedger
 
 LIST_MAX: Final = 50_000  # entries in one listing
 ATTRS_MAX: Final = 50_000  # inodes in one question
+MANY_MAX: Final = 1_000  # files in one question about extents
+_MANY_AT_ONCE: Final = 64
+_MANY_ROWS: Final = 1_024  # of so many files: who has more extents asks for them alone
 
 _ATTR: Final = (
     "i.ino, i.mode, i.nlink, i.uid, i.gid, i.size, i.atime_ns, i.mtime_ns, i.ctime_ns,"
@@ -53,6 +68,11 @@ _LIST_THEN: Final = (
     f" AND i.ino = e.ino AND {_I_THEN}"
     f" WHERE e.space_id = ? AND e.parent = ? AND e.name > ? AND {_E_THEN}"
     " ORDER BY e.name LIMIT ?"
+)
+_MANY: Final = (
+    "SELECT ino, off, length, block, block_offset FROM extent INDEXED BY extent_now"
+    f" WHERE space_id = ? AND ino IN ({', '.join('?' * _MANY_AT_ONCE)}) AND died IS NULL"
+    " ORDER BY ino, off LIMIT ?"
 )
 _AUTHOR: Final = "SELECT author FROM version WHERE space_id = ? AND ino = ? AND k = ?"
 _PARENT_NOW: Final = (
@@ -160,10 +180,28 @@ class Moment:
         else:
             found = extents.at(self._cx, self._space, ask.ino, self.seq, ask.offset, end)
         named = {extent.block for extent in found}
-        where = dict(blocks.where(self._cx, self._space, named)) if named else {}
+        where = self.where(blocks, named)
         row = self._cx.one(_AUTHOR, self._space, ask.ino, attr.version)
         author = "" if row is None else row[0]
         return wire.FileExtents(self.seq, attr.size, attr.version, found, where, author)
+
+    def extents_of(self, inos: Sequence[Ino]) -> dict[Ino, list[Extent]]:
+        """Return the extents of files that have few, as they are now."""
+        files: dict[Ino, list[Extent]] = {}
+        for first in range(0, len(inos), _MANY_AT_ONCE):
+            part = list(inos[first : first + _MANY_AT_ONCE])
+            part += [part[-1]] * (_MANY_AT_ONCE - len(part))  # one statement for all lengths
+            rows = self._cx.all(_MANY, self._space, *part, _MANY_ROWS + 1)
+            if len(rows) > _MANY_ROWS:
+                last = rows[-1][0]  # whose extents may not all be there
+                rows = [row for row in rows if row[0] != last]
+            for ino, *extent in rows:
+                files.setdefault(ino, []).append(Extent(*extent))
+        return files
+
+    def where(self, blocks: BlockLedger, named: set[BlockId]) -> dict[BlockId, list[NodeId]]:
+        """Return the nodes that have these blocks."""
+        return dict(blocks.where(self._cx, self._space, named)) if named else {}
 
     def walk(self, names: Sequence[bytes]) -> tuple[Ino, Entry | None]:
         """Follow names from the root; return the last one's directory, and what is there."""
@@ -198,6 +236,15 @@ def attrs(moment: Moment, ask: wire.GetAttrs) -> wire.Attrs:
         raise EverfoldError(Kind.INVALID, f"at most {ATTRS_MAX} inodes in one question")
     found = (moment.find_attr(ino) for ino in ask.inos)
     return wire.Attrs(moment.seq, [attr for attr in found if attr is not None])
+
+
+def many_extents(moment: Moment, ask: wire.GetManyExtents, blocks: BlockLedger) -> wire.ManyExtents:
+    """See `wire.GetManyExtents`."""
+    if len(ask.inos) > MANY_MAX:
+        raise EverfoldError(Kind.INVALID, f"at most {MANY_MAX} files in one question")
+    files = moment.extents_of(ask.inos)
+    named = {extent.block for found in files.values() for extent in found}
+    return wire.ManyExtents(moment.seq, files, moment.where(blocks, named))
 
 
 def attr_of(row: Row) -> Attr:

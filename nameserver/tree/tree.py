@@ -87,6 +87,11 @@ class Tree:
         with self._db.read() as cx:
             return Moment(cx, ask.space, ask.seq).extents(ask, self._blocks)
 
+    def many_extents(self, ask: wire.GetManyExtents) -> wire.ManyExtents:
+        """See `wire.GetManyExtents`."""
+        with self._db.read() as cx:
+            return reads.many_extents(Moment(cx, ask.space, NOW), ask, self._blocks)
+
     def xattrs(self, ask: wire.GetXattrs) -> wire.Xattrs:
         """See `wire.GetXattrs`; NOT_FOUND."""
         with self._db.read() as cx:
