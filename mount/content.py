@@ -37,6 +37,7 @@ class Content:
         "dirty",
         "dirty_bytes",
         "dirty_since",
+        "dirty_weighed",
         "error",
         "extents",
         "handles",
@@ -72,6 +73,7 @@ class Content:
         self.cut: int | None = None
         self.is_changed = False  # something is dirty (perhaps only the size)
         self.dirty_bytes = 0  # written since the last record, overwritten ones too
+        self.dirty_weighed = 0  # of them those that were there when it was last asked: send?
         self.dirty_since = 0.0  # monotonic
         self.last_write = 0.0  # monotonic
         self.kill_mode: int | None = None  # a write took setuid or setgid away: these bits stay
@@ -161,6 +163,14 @@ class Content:
         self.size = size
         self._touch(now_ns)
 
+    def dirty_runs(self) -> int:
+        """Return how many stretches of the file without a gap are dirty."""
+        runs, reach = 0, -1
+        for offset, length, _, _ in self.dirty:
+            runs += offset != reach
+            reach = offset + length
+        return runs
+
     def take(self, is_sealed: bool) -> StagedWrite | None:
         """Turn what is dirty into a record; None when nothing is."""
         if not self.is_changed:
@@ -190,7 +200,7 @@ class Content:
         self.cut = None
         self.kill_mode = None
         self.is_changed = False
-        self.dirty_bytes = 0
+        self.dirty_bytes = self.dirty_weighed = 0
         return record
 
     def committed(self, record: StagedWrite, extents: list[Extent], holes_upto: int) -> None:
@@ -213,10 +223,14 @@ class Content:
         self.is_stale = True
 
     def _no_longer_local(self, record: StagedWrite, holes_upto: int) -> None:
-        for offset, length, segment, at in record.staged:
-            if not self.overlay.drop_only(offset, length, segment, at):
-                self.overlay.erase_same(offset, length, segment, at)
-            self.release_staged(segment, length)
+        staged = record.staged
+        if not (len(staged) == 1 and self.overlay.drop_only(*staged[0])):
+            self.overlay.erase_each_same(staged)
+        used: dict[int, int] = {}
+        for _, length, segment, _ in staged:
+            used[segment] = used.get(segment, 0) + length
+        for segment, nbytes in used.items():
+            self.release_staged(segment, nbytes)
         for extent in record.extents:
             self.overlay.erase_same(extent.offset, extent.length, extent.block, extent.block_offset)
         if record.cut is not None or record.holes:

@@ -182,9 +182,33 @@ class Files:
             now = core.clock.time_ns()
             for at, length, place in places:
                 content.write(offset + at, length, place.segment, place.offset, now)
-            if content.dirty_bytes >= core.policy.dirty_max:
-                core.flush(content)
+            if content.dirty_bytes - content.dirty_weighed >= core.policy.dirty_max:
+                self._send_on(content)
         return size
+
+    def _send_on(self, content: Content) -> None:
+        """Send what is dirty of a file that was written a good deal, unless it pays to wait.
+
+        Where random writes fill a tenth of what they span, or more, waiting makes few long
+        pieces of many short ones: of 51,000 in 256 MiB 11,000, each to be stored once.
+        """
+        core, policy = self._core, self._core.policy
+        content.dirty_weighed = content.dirty_bytes
+        if self._gathers(content, core.clock.monotonic()):
+            runs = content.dirty_runs()
+            is_sparse = runs > 0.9 * len(content.dirty)
+            if runs <= (policy.gather_runs // 2 if is_sparse else policy.gather_runs):
+                return
+        core.flush(content)
+
+    def _gathers(self, content: Content, now: float) -> bool:
+        """Tell whether a file is written here and there, and not for too long or too much yet."""
+        policy = self._core.policy
+        return (
+            len(content.dirty) >= policy.scattered_min
+            and content.dirty_bytes < policy.gather_bytes
+            and now - content.dirty_since < policy.gather_s
+        )
 
     def _mark_dirty(self, content: Content) -> None:
         now = self._core.clock.monotonic()
@@ -305,7 +329,8 @@ class Files:
                 if content.is_orphan:
                     continue
                 if content.is_changed and now - content.dirty_since > policy.dirty_age_s:
-                    core.flush(content)
+                    if not self._gathers(content, now):
+                        core.flush(content)
                 elif (
                     content.has_open_version
                     and not content.is_active

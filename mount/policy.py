@@ -21,6 +21,10 @@ class Policy:
     close_wait_s: float = 2.0  # how long a close without the write lease waits for its commit
     dirty_max: int = 16 * 1024 * 1024  # past this a file's dirty bytes are sent on
     dirty_age_s: float = 0.5
+    scattered_min: int = 512  # dirty pieces from which on a file is one written here and there:
+    gather_s: float = 5.0  # what is overwritten so soon, or grows together, is sent once
+    gather_bytes: int = 320 * 1024 * 1024  # written, overwritten ones too
+    gather_runs: int = 16_500  # of pieces that touch; 50 us each in the commit, which is one
     quiet_s: float = 5.0  # an open file without writes for so long has made a version
     backlog_max: int = 512 * 1024 * 1024  # staged bytes past which writers wait
     freshness_s: float = 2.0  # silence of the feed after which nothing is cached by the kernel

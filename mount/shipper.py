@@ -35,7 +35,7 @@ from mount.blockio import BlockIO
 from mount.express import Bytes
 from mount.journal import Journal
 from mount.records import Local, StagedWrite
-from mount.staging import Place, Staging
+from mount.staging import Staged, Staging
 
 log = logging.getLogger(__name__)
 
@@ -347,26 +347,31 @@ class Shipper:
 
     def _store(self, batch: Iterable[Item]) -> None:
         writes = [item for item in batch if isinstance(item.record, StagedWrite)]
-        blocks: dict[BlockId, Bytes] = {}
+        parcel = _Parcel(self._blocks)
         for item in batch:
             if isinstance(item.record, StagedWrite):
-                item.shipped = self._cut(item.record, item.is_late, blocks)
+                item.shipped = self._cut(item.record, item.is_late, parcel)
             else:
                 item.shipped = item.record
-        if blocks:
-            stored = self._blocks.store(list(blocks.items()))
-            writes[0].stored = stored
+        if writes:
+            writes[0].stored = parcel.stored()
 
-    def _cut(self, record: StagedWrite, is_late: bool, blocks: dict[BlockId, Bytes]) -> wire.Write:
-        """Read a record's bytes and lay them out in blocks; adds to `blocks`."""
-        extents = list(record.extents)
+    def _cut(self, record: StagedWrite, is_late: bool, parcel: _Parcel) -> wire.Write:
+        """Read a record's bytes and lay them out in blocks, which go into the parcel."""
+        extents: list[Extent] = []
         for run in _runs(record.staged):
             block, data = self._block(run)
-            blocks[block] = data
-            at = 0
+            parcel.add(block, data)
+            start, end, first = run[0][0], run[0][0], 0
             for offset, length, _, _ in run:
-                extents.append(Extent(offset, length, block, at))
-                at += length
+                if offset != end:
+                    extents.append(Extent(start, end - start, block, first))
+                    first += end - start
+                    start = offset
+                end = offset + length
+            extents.append(Extent(start, end - start, block, first))
+        if record.extents:
+            extents = _merged(record.extents + extents)
         return self._write(record, is_late, extents)
 
     def _block(self, run: list[Staged]) -> tuple[BlockId, Bytes]:
@@ -378,9 +383,8 @@ class Shipper:
                 view = memoryview(self._buffer)[:length]
                 data.read_into(view)
                 return name_of(view), data
-        joined = b"".join(
-            self._staging.read(Place(segment, at), length) for _, length, segment, at in run
-        )
+        is_one = len(run) == 1
+        joined = self._staging.read_at(segment, at, length) if is_one else self._staging.gather(run)
         return name_of(joined), joined
 
     def _write(self, record: StagedWrite, is_late: bool, extents: list[Extent]) -> wire.Write:
@@ -390,7 +394,7 @@ class Shipper:
             size=record.size,
             mtime_ns=record.mtime_ns,
             time_ns=record.time_ns,
-            extents=_merged(extents),
+            extents=extents,
             holes=record.holes,
             cut=record.cut,
             is_sealed=record.is_sealed,
@@ -399,7 +403,35 @@ class Shipper:
         )
 
 
-Staged = tuple[int, int, int, int]
+class _Parcel:
+    """The blocks of a batch on their way to the nodes, a part at a time.
+
+    A file that was written here and there is one record of hundreds of MiB, whose short pieces
+    must be read into memory to be sent together.
+    """
+
+    def __init__(self, blocks: BlockIO) -> None:
+        self._io = blocks
+        self._blocks: dict[BlockId, Bytes] = {}
+        self._nbytes = 0
+        self._stored: dict[BlockId, wire.Stored] = {}
+
+    def add(self, block: BlockId, data: Bytes) -> None:
+        """Have a block stored; perhaps only when others follow."""
+        if block in self._stored:
+            return
+        if self._nbytes + len(data) > BATCH_BYTES:
+            self.stored()
+        self._blocks[block] = data
+        self._nbytes += len(data)
+
+    def stored(self) -> list[wire.Stored]:
+        """Have the rest stored; return what the nodes said of all."""
+        if self._blocks:
+            for each in self._io.store(list(self._blocks.items())):
+                self._stored[each.block] = each
+            self._blocks, self._nbytes = {}, 0
+        return list(self._stored.values())
 
 
 def _runs(staged: list[Staged]) -> list[list[Staged]]:
