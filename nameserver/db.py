@@ -34,11 +34,12 @@ from nameserver import models
 
 Row = tuple[Any, ...]
 _BUSY_TIMEOUT_MS = 10_000
+_LOG_PAGES = 4000  # of SQLite's log, of 4 KiB; then its pages go to their places
 _PRAGMAS = {
     "journal_mode": "wal",
     "synchronous": "full",
     "busy_timeout": _BUSY_TIMEOUT_MS,
-    "wal_autocheckpoint": 4000,
+    "wal_autocheckpoint": _LOG_PAGES,
     "temp_store": "memory",
     "foreign_keys": 1,
 }
@@ -148,6 +149,15 @@ class Database:
         except _LOST:
             self.peewee.close()  # a connection in an unknown state is never used again
 
+    def lengthen_log(self) -> None:
+        """Let SQLite's log have its full length from the start; for a server.
+
+        A commit that makes the file longer waits for the filesystem's own log too, and so for
+        what other programs write: 1.4 ms instead of 0.8 ms beside three busy datanodes.
+        """
+        if self._lines is not None:
+            self._lines.lengthen_log()
+
     def close(self) -> None:
         """Close this thread's connection, and those that no thread uses."""
         if self._lines is not None:
@@ -209,6 +219,20 @@ class _Lines:
         finally:
             self._turn.release()
         _raise_translated(err)
+
+    def lengthen_log(self) -> None:
+        """Write as many pages as the log may have, and take it back: the file keeps its length."""
+        line = self.begin_writing()
+        try:
+            line.cursor.execute("PRAGMA cache_size = 10")  # they reach the log before a commit
+            line.cursor.execute("CREATE TABLE log_room (bytes)")
+            line.cursor.execute("INSERT INTO log_room VALUES (zeroblob(?))", (_LOG_PAGES * 4096,))
+            line.cursor.execute("ROLLBACK")
+            line.cursor.execute(f"PRAGMA cache_size = -{_WRITER_KIB}")
+        except _LOST as err:
+            self.undo_writing(err)
+        else:
+            self._turn.release()
 
     def take(self) -> _Line:
         """Return a connection to read from, the caller's until it is given back."""

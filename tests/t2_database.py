@@ -128,3 +128,21 @@ def test_tables_of_an_earlier_version_lose_what_nobody_reads(tmp_path: Path) -> 
 
     assert columns == ["space_id", "block", "node", "is_bad"]
     assert (rows, left) == ([(1, b"\0", "dn1", 0)], None)
+
+
+def test_a_log_of_full_length_is_kept_and_holds_nothing(tmp_path: Path) -> None:
+    db = Database(f"{tmp_path}/everfold.db")
+    with db.write() as cx:
+        cx.run(PUT, "before", "kept")
+    log = tmp_path / "everfold.db-wal"
+
+    db.lengthen_log()
+    length = log.stat().st_size
+    with db.write() as cx:
+        cx.run(PUT, "after", "kept too")
+
+    assert length == log.stat().st_size >= 4000 * 4096
+    assert (value(db, "before"), value(db, "after")) == ("kept", "kept too")
+    with db.read() as cx:
+        assert cx.one("SELECT 1 FROM sqlite_master WHERE name = 'log_room'") is None
+    db.close()
