@@ -112,6 +112,25 @@ def test_a_piece_that_is_all_there_is_can_be_dropped_and_nothing_else_is() -> No
     assert pieces.covered == 6
 
 
+@given(ops, st.lists(st.integers(0, SPAN), min_size=2, max_size=8, unique=True), st.booleans())
+def test_many_pieces_are_removed_at_once_as_one_by_one(
+    steps: list[tuple[str, int, int, str, int]], ends: list[int], is_exact: bool
+) -> None:
+    one: PieceMap[str] = PieceMap()
+    for _, offset, length, source, at in steps:
+        one.lay(offset, length, source, at)
+    many = PieceMap(one)
+    gone = [(a, b - a, "a", a % 7) for a, b in itertools.pairwise(sorted(ends))]
+    gone += [tuple(piece) for piece in one][::2] if is_exact else []
+    with patch.object(extents, "_CHUNK_MAX", 4):
+        many.erase_each_same(gone)
+    for piece in gone:
+        one.erase_same(*piece)
+
+    assert list(many) == list(one)
+    assert (len(many), many.covered, many.end) == (len(one), one.covered, one.end)
+
+
 def test_many_pieces_are_found_cut_and_removed_as_few_are() -> None:
     rnd = random.Random(7)
     places = rnd.sample(range(20_000), 10_000)

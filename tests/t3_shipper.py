@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -312,6 +313,33 @@ def test_bytes_are_stored_before_the_commit_that_names_them(bench: Bench) -> Non
     assert [bench.cluster.blocks[e.block] for e in write.extents] == [data]
     assert [(e.offset, e.length) for e in write.extents] == [(5, len(data))]
     assert {each.block for each in commit.stored} == {e.block for e in write.extents}
+
+
+def test_pieces_that_touch_in_the_file_are_one_extent_wherever_they_were_staged(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "BATCH_BYTES", BLOCK_MAX)  # stored in more than one part
+    size, rnd = 512 * 1024, random.Random(3)
+    slots = [slot for slot in range(30) if slot % 10 != 7]
+    content, staged = {}, []
+    for slot in rnd.sample(slots, len(slots)):
+        content[slot] = rnd.randbytes(size)
+        place = bench.staging.append(content[slot])
+        staged.append((slot * size, size, place.segment, place.offset))
+    bench.submit(StagedWrite(Ino(2), 0, 30 * size, 0, 0, sorted(staged)))
+    bench.shipper.start()
+    assert bench.shipper.drain(10)
+
+    write = bench.cluster.commits[0].ops[0]
+    assert isinstance(write, wire.Write)
+    assert len(write.extents) < len(slots) / 2
+    shown = bytearray(30 * size)
+    for e in write.extents:
+        block = bench.cluster.blocks[e.block]
+        shown[e.offset : e.end] = block[e.block_offset : e.block_offset + e.length]
+    assert shown == b"".join(content.get(slot, bytes(size)) for slot in range(30))
+    told = bench.cluster.commits[0].stored
+    assert sorted(each.block for each in told) == sorted({e.block for e in write.extents})
 
 
 PIECES = st.lists(

@@ -29,6 +29,22 @@ def test_a_piece_is_read_back_whole_and_in_part(tmp_path: Path) -> None:
     staging.close()
 
 
+def test_pieces_are_read_together_in_the_order_asked_for(tmp_path: Path) -> None:
+    staging = Staging(tmp_path, segment_bytes=10)
+    places = [staging.append(bytes([65 + i]) * 4) for i in range(5)]
+    asked = [(i, 3, places[i].segment, places[i].offset + 1) for i in (4, 0, 3)]
+
+    assert staging.gather(asked) == b"EEEAAADDD"
+    staging.release(places[0].segment, 8)
+    with pytest.raises(EverfoldError) as caught:
+        staging.gather(asked)
+    assert caught.value.kind is Kind.STALE
+    with pytest.raises(EverfoldError) as caught:
+        staging.gather([(0, 4, places[4].segment, places[4].offset + 1)])
+    assert caught.value.kind is Kind.CORRUPT
+    staging.close()
+
+
 def test_a_piece_never_spans_segments(tmp_path: Path) -> None:
     staging = Staging(tmp_path, segment_bytes=10)
     places = [staging.append(bytes([65 + i]) * 4) for i in range(5)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,51 @@ def test_a_write_in_the_middle_changes_only_those_bytes(world: World) -> None:
     assert load(client, "f") == data
     client.vfs.release(opened.fh, 0, False)
     assert load(world.mount("b"), "f") == data
+
+
+def test_a_file_written_here_and_there_gathers_until_it_is_synced(world: World) -> None:
+    calm = Policy(poll_s=0.1, dirty_age_s=0.0, dirty_max=64 * 1024, scattered_min=20, gather_s=1e6)
+    client = world.mount("a", calm)
+    data = bytearray(os.urandom(400 * 1024))
+    save(client, "f", bytes(data))
+    ino = find(client, "f").ino
+    opened = client.vfs.open(ino, os.O_RDWR)
+    client.vfs.fsync(opened.fh, False)
+    content = client.core.contents[ino]
+    number = content.last_number
+    slots = random.Random(1).choices(range(0, len(data), 4096), k=200)
+    with client.core.lock:  # nothing is sent on because it is old
+        for slot in slots:
+            data[slot : slot + 4096] = os.urandom(4096)
+            client.vfs.write(opened.fh, slot, bytes(data[slot : slot + 4096]), False)
+            if len(content.dirty) < calm.scattered_min:
+                number = content.last_number
+        assert content.dirty_runs() < len(content.dirty)
+        assert content.last_number == number
+    assert load(client, "f") == data
+    client.vfs.fsync(opened.fh, False)
+
+    assert content.last_number == number + 1
+    assert not list(content.overlay)
+    assert client.core.staging.used_bytes == 0
+    client.vfs.release(opened.fh, 0, False)
+    assert load(world.mount("b"), "f") == data
+
+
+@pytest.mark.parametrize(
+    "limit", [{"gather_s": 0.0}, {"gather_bytes": 1}, {"gather_runs": 0}, {"scattered_min": 10**6}]
+)
+def test_what_gathered_is_sent_when_it_is_old_or_much(world: World, limit: dict[str, int]) -> None:
+    policy = Policy(poll_s=0.1, dirty_age_s=1e6, dirty_max=64 * 1024, scattered_min=5, gather_s=1e6)
+    client = world.mount("a", replace(policy, **limit))
+    entry, opened = client.vfs.create(ROOT, b"f", 0o644, os.O_RDWR, ME)
+    content = client.core.contents[entry.attr.ino]
+    for slot in range(16):
+        assert not content.last_write_number
+        client.vfs.write(opened.fh, slot * 9000, b"x" * 4096, False)
+
+    assert content.last_write_number
+    client.vfs.release(opened.fh, 0, False)
 
 
 def test_truncating_and_growing_again_shows_zeros(world: World) -> None:
