@@ -41,7 +41,15 @@ VALUES = st.sampled_from([b"", b"1", b"v" * 5000])
 EXAMPLES = int(os.environ.get("EVERFOLD_SOAK_EXAMPLES", "60"))  # of 100 steps each
 HUGE = 5 * 1024 * 1024
 QUIET = Policy(change_deadline_s=20.0, poll_s=0.1, dirty_age_s=1e6, quiet_s=1e6)
-BUSY = Policy(change_deadline_s=20.0, poll_s=0.1, dirty_age_s=0.01, quiet_s=0.02, dirty_max=150_000)
+BUSY = Policy(
+    change_deadline_s=20.0,
+    poll_s=0.1,
+    dirty_age_s=0.01,
+    quiet_s=0.02,
+    dirty_max=150_000,
+    scattered_min=3,
+    gather_s=0.05,
+)
 
 pytestmark = pytest.mark.expects_warnings  # nodes and lines that are bad on purpose
 
@@ -106,7 +114,8 @@ class VfsMachine(Machines):
         why = Kind.EXISTS if name in parent.children else None
         node = self._try(lambda: call(parent.ino, name), why)
         if node is not None:
-            parent.children[name] = Thing(node.attr.ino, mode, target=target)
+            made = parent.children[name] = Thing(node.attr.ino, mode, target=target)
+            made.journaled()
             parent.touched()
 
     @rule(data=st.data())
