@@ -204,10 +204,13 @@ class Files:
     def _gathers(self, content: Content, now: float) -> bool:
         """Tell whether a file is written here and there, and not for too long or too much yet."""
         policy = self._core.policy
+        age_max = policy.gather_s
+        if content.write_sent is None:
+            age_max = min(age_max, policy.gather_alone_s)
         return (
             len(content.dirty) >= policy.scattered_min
             and content.dirty_bytes < policy.gather_bytes
-            and now - content.dirty_since < policy.gather_s
+            and now - content.dirty_since < age_max
         )
 
     def _mark_dirty(self, content: Content) -> None:

@@ -23,6 +23,7 @@ class Policy:
     dirty_age_s: float = 0.5
     scattered_min: int = 512  # dirty pieces from which on a file is one written here and there:
     gather_s: float = 5.0  # what is overwritten so soon, or grows together, is sent once
+    gather_alone_s: float = 1.5  # while nothing of it is on its way: the disks would stand idle
     gather_bytes: int = 320 * 1024 * 1024  # written, overwritten ones too
     gather_runs: int = 16_500  # of pieces that touch; 50 us each in the commit, which is one
     quiet_s: float = 5.0  # an open file without writes for so long has made a version

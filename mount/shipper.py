@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 BATCH_OPS = 2000
 BATCH_BYTES = 16 * 1024 * 1024
 PIPELINE = 3  # batches whose bytes are being stored, or that wait for the commit before them
+_PARTS = 2  # of one batch that are stored at a time, while the next one is read
 HOLD_S = 0.02
 LULL_S = 0.005
 _LULL_OPS = 256  # so many need not wait for more
@@ -112,6 +113,7 @@ class Shipper:
         self._lull_ends = 0.0  # monotonic; the shipper's thread alone
         self._ended = threading.Event()
         self._pool = ThreadPoolExecutor(PIPELINE, "store")
+        self._parts = ThreadPoolExecutor(_PARTS, "part")  # of batches that are large
         self._hashing = threading.Lock()  # guards _buffer
         self._buffer = bytearray(BLOCK_MAX)  # kept: taking and clearing 4 MiB costs 1 ms
         self.failure: EverfoldError | None = None  # why the cluster was not reached lately
@@ -203,6 +205,7 @@ class Shipper:
         if self._thread.is_alive():
             self._thread.join(timeout=35)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._parts.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------ the thread
 
@@ -350,7 +353,7 @@ class Shipper:
 
     def _store(self, batch: Iterable[Item]) -> None:
         writes = [item for item in batch if isinstance(item.record, StagedWrite)]
-        parcel = _Parcel(self._blocks)
+        parcel = _Parcel(self._blocks, self._parts)
         for item in batch:
             if isinstance(item.record, StagedWrite):
                 item.shipped = self._cut(item.record, item.is_late, parcel)
@@ -413,28 +416,34 @@ class _Parcel:
     must be read into memory to be sent together.
     """
 
-    def __init__(self, blocks: BlockIO) -> None:
-        self._io = blocks
+    def __init__(self, blocks: BlockIO, pool: ThreadPoolExecutor) -> None:
+        self._io, self._pool = blocks, pool
+        self._under_way: deque[Future[list[wire.Stored]]] = deque()
+        self._seen: set[BlockId] = set()
         self._blocks: dict[BlockId, Bytes] = {}
         self._nbytes = 0
-        self._stored: dict[BlockId, wire.Stored] = {}
+        self._stored: list[wire.Stored] = []
 
     def add(self, block: BlockId, data: Bytes) -> None:
         """Have a block stored; perhaps only when others follow."""
-        if block in self._stored:
+        if block in self._seen:
             return
-        if self._nbytes + len(data) > BATCH_BYTES:
-            self.stored()
+        self._seen.add(block)
+        if self._blocks and self._nbytes + len(data) > BATCH_BYTES:
+            if len(self._under_way) == _PARTS:
+                self._stored += self._under_way.popleft().result()
+            self._under_way.append(self._pool.submit(self._io.store, list(self._blocks.items())))
+            self._blocks, self._nbytes = {}, 0
         self._blocks[block] = data
         self._nbytes += len(data)
 
     def stored(self) -> list[wire.Stored]:
         """Have the rest stored; return what the nodes said of all."""
         if self._blocks:
-            for each in self._io.store(list(self._blocks.items())):
-                self._stored[each.block] = each
-            self._blocks, self._nbytes = {}, 0
-        return list(self._stored.values())
+            self._stored += self._io.store(list(self._blocks.items()))
+        while self._under_way:
+            self._stored += self._under_way.popleft().result()
+        return self._stored
 
 
 def _runs(staged: list[Staged]) -> list[list[Staged]]:

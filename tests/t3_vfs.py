@@ -75,7 +75,14 @@ def test_a_write_in_the_middle_changes_only_those_bytes(world: World) -> None:
 
 
 def test_a_file_written_here_and_there_gathers_until_it_is_synced(world: World) -> None:
-    calm = Policy(poll_s=0.1, dirty_age_s=0.0, dirty_max=64 * 1024, scattered_min=20, gather_s=1e6)
+    calm = Policy(
+        poll_s=0.1,
+        dirty_age_s=0.0,
+        gather_s=1e6,
+        dirty_max=64 * 1024,
+        scattered_min=20,
+        gather_alone_s=1e6,
+    )
     client = world.mount("a", calm)
     data = bytearray(os.urandom(400 * 1024))
     save(client, "f", bytes(data))
@@ -107,7 +114,14 @@ def test_a_file_written_here_and_there_gathers_until_it_is_synced(world: World) 
     "limit", [{"gather_s": 0.0}, {"gather_bytes": 1}, {"gather_runs": 0}, {"scattered_min": 10**6}]
 )
 def test_what_gathered_is_sent_when_it_is_old_or_much(world: World, limit: dict[str, int]) -> None:
-    policy = Policy(poll_s=0.1, dirty_age_s=1e6, dirty_max=64 * 1024, scattered_min=5, gather_s=1e6)
+    policy = Policy(
+        poll_s=0.1,
+        dirty_age_s=1e6,
+        gather_s=1e6,
+        dirty_max=64 * 1024,
+        scattered_min=5,
+        gather_alone_s=1e6,
+    )
     client = world.mount("a", replace(policy, **limit))
     entry, opened = client.vfs.create(ROOT, b"f", 0o644, os.O_RDWR, ME)
     content = client.core.contents[entry.attr.ino]
