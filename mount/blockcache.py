@@ -157,6 +157,10 @@ class BlockCache:
 
     # ------------------------------------------------------------------ keeping
 
+    def remember(self, space: SpaceId, block: BlockId, data: bytes | memoryview) -> None:
+        """Keep a checked block in memory, if it fits there: the first half of `put`."""
+        self._keep_in_memory((space, block), data)
+
     def put(self, space: SpaceId, block: BlockId, data: bytes | memoryview) -> None:
         """Keep a block whose bytes the caller has checked. Never fails."""
         key = (space, block)

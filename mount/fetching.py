@@ -110,17 +110,20 @@ class Fetcher:
             future.set_result(outcome)
 
     def _fly(self, block: BlockId, mine: Future[bytes], ends: float) -> bytes:
+        is_new = False
         try:
             data = None
             if self._cache.has(self._space, block):  # another fetch may just have landed
                 data = self._cache.get(self._space, block)
             if data is None:
-                data = self._race(block, ends)
-                self._cache.put(self._space, block, data)
+                data, is_new = self._race(block, ends), True
+                self._cache.remember(self._space, block, data)
         except BaseException as err:
             self._land(block, mine, err)
             raise
-        self._land(block, mine, data)
+        self._land(block, mine, data)  # who waits need not wait for this machine's disk
+        if is_new:
+            self._cache.put(self._space, block, data)
         return data
 
     def _race(self, block: BlockId, ends: float) -> bytes:
