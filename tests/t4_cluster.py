@@ -11,7 +11,7 @@ from everfold import blockid, wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import BlockId, SpaceId
 from tests.harness import machine, world
-from tests.harness.inprocess import InProcessCluster
+from tests.harness.inprocess import CALM, InProcessCluster
 from tests.harness.world import load, names
 
 LARGE = 9 * 1024 * 1024 + 17
@@ -23,10 +23,17 @@ def cluster(tmp_path):
         yield started
 
 
+@pytest.fixture
+def calm(tmp_path):
+    """A cluster whose nodes are never taken for dead, however busy the machine is."""
+    with InProcessCluster(tmp_path, policy=CALM) as started:
+        yield started
+
+
 @pytest.fixture(scope="module")
 def door(tmp_path_factory):
     """A cluster whose routes are only knocked at."""
-    with InProcessCluster(tmp_path_factory.mktemp("door"), nodes=1) as started:
+    with InProcessCluster(tmp_path_factory.mktemp("door"), nodes=1, policy=CALM) as started:
         yield started
 
 
@@ -55,19 +62,19 @@ def figures(cluster) -> dict:
 
 
 @pytest.mark.parametrize("size", [0, 1, 5000, LARGE])
-def test_what_one_mount_saves_another_reads(cluster, size):
+def test_what_one_mount_saves_another_reads(calm, size):
     data = os.urandom(size)
-    save(cluster.mount("a"), "file", data)
+    save(calm.mount("a"), "file", data)
 
-    assert load(cluster.mount("b"), "file") == data
+    assert load(calm.mount("b"), "file") == data
 
 
-def test_every_block_is_on_two_nodes_when_the_save_is_answered(cluster):
-    client = cluster.mount()
+def test_every_block_is_on_two_nodes_when_the_save_is_answered(calm):
+    client = calm.mount()
     save(client, "file", os.urandom(LARGE))
 
-    assert all(len(where) >= 2 for where in replicas(cluster, client, "file"))
-    assert figures(cluster)["under_replicated"] == 0
+    assert all(len(where) >= 2 for where in replicas(calm, client, "file"))
+    assert figures(calm)["under_replicated"] == 0
 
 
 @pytest.mark.expects_warnings
@@ -145,19 +152,19 @@ def _sound(cluster, space: SpaceId, block: BlockId) -> int:
     return count
 
 
-def test_one_users_space_is_not_there_for_another(cluster):
-    client = cluster.mount("a")
+def test_one_users_space_is_not_there_for_another(calm):
+    client = calm.mount("a")
     save(client, "secret", b"secret" * 1000)
-    (block,) = blocks_of(cluster, client, "secret")
-    other = cluster.user("eve")
+    (block,) = blocks_of(calm, client, "secret")
+    other = calm.user("eve")
 
     with pytest.raises(EverfoldError) as caught:
-        cluster.names(other).resolve(wire.ResolvePath(client.session.space, [b"secret"]))
+        calm.names(other).resolve(wire.ResolvePath(client.session.space, [b"secret"]))
     assert caught.value.kind is Kind.NOT_FOUND
 
-    theirs = cluster.mount("eve", other)
+    theirs = calm.mount("eve", other)
     assert names(theirs, "") == []
-    for node in cluster.nodes.values():
+    for node in calm.nodes.values():
         with pytest.raises(EverfoldError) as caught:
             node.client(theirs.session.space).get(block)
         assert caught.value.kind is Kind.NOT_FOUND
