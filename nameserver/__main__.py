@@ -85,7 +85,7 @@ def start(data: Path, settings: config.Settings) -> tuple[Service, FirstAdmin | 
         settings.secret_key, settings.jwt_secret_key, settings.cluster_secret
     )
     db = Database(settings.database_url or f"sqlite:///{data / 'nameserver.db'}")
-    db.lengthen_log()
+    db.prepare_to_serve()
     policy = Policy(
         replicas=settings.replicas,
         min_replicas=settings.min_replicas or min(2, settings.replicas),

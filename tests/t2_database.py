@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from everfold.errors import EverfoldError, Kind
+from nameserver import checkpoints
 from nameserver import db as seam
 from nameserver.db import Database
 from tests.harness.databases import database, database_url, postgres_server  # noqa: F401
+from tests.harness.machine import wait_until
 
 PUT = "INSERT INTO meta (key, value) VALUES (?, ?)"
 GET = "SELECT value FROM meta WHERE key = ?"
@@ -136,7 +138,7 @@ def test_a_log_of_full_length_is_kept_and_holds_nothing(tmp_path: Path) -> None:
         cx.run(PUT, "before", "kept")
     log = tmp_path / "everfold.db-wal"
 
-    db.lengthen_log()
+    db.prepare_to_serve()
     length = log.stat().st_size
     with db.write() as cx:
         cx.run(PUT, "after", "kept too")
@@ -145,4 +147,30 @@ def test_a_log_of_full_length_is_kept_and_holds_nothing(tmp_path: Path) -> None:
     assert (value(db, "before"), value(db, "after")) == ("kept", "kept too")
     with db.read() as cx:
         assert cx.one("SELECT 1 FROM sqlite_master WHERE name = 'log_room'") is None
+    db.close()
+
+
+def test_what_is_committed_reaches_the_database_itself_beside_the_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "_EVERY_S", 0.01)
+    monkeypatch.setattr(checkpoints, "_LONG", 20)
+    db = Database(f"{tmp_path}/everfold.db")
+    db.prepare_to_serve()
+    length = (tmp_path / "everfold.db-wal").stat().st_size
+
+    for number in range(400):
+        with db.write() as cx:
+            cx.run(PUT, f"k{number}", "v" * 50_000)  # 20 MB in all: longer than the log
+
+    def has_arrived() -> bool:
+        alone = sqlite3.connect(f"file:{tmp_path}/everfold.db?immutable=1", uri=True)
+        try:
+            return bool(alone.execute(GET, ("k399",)).fetchone())
+        finally:
+            alone.close()
+
+    wait_until(has_arrived, 10, "the last commit is in the database without its log")
+    assert (tmp_path / "everfold.db-wal").stat().st_size < 3 * length
+    assert value(db, "k0") == value(db, "k399") == "v" * 50_000
     db.close()
