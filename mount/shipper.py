@@ -44,7 +44,9 @@ BATCH_BYTES = 16 * 1024 * 1024
 PIPELINE = 3  # batches whose bytes are being stored, or that wait for the commit before them
 _PARTS = 2  # of one batch that are stored at a time, while the next one is read
 HOLD_S = 0.02
-LULL_S = 0.005
+LULL_S = 0.002  # other machines wait for it too, so it is short,
+STREAM_LULL_S = 0.005  # but while many changes come, no single one is waited for
+_STREAM_OPS = 12  # of one batch
 _LULL_OPS = 256  # so many need not wait for more
 _LULL_BYTES = 256 * 1024
 _INLINE_BYTES = 256 * 1024  # less is stored by the shipper itself: a thread's turn costs more
@@ -325,7 +327,8 @@ class Shipper:
     def _finish(self, batch: list[Item], committed: wire.Committed) -> None:
         self._journal.trim(batch[-1].number)
         self.committed_number = batch[-1].number
-        self._lull_ends = time.monotonic() + LULL_S
+        lull_s = LULL_S if len(batch) < _STREAM_OPS else STREAM_LULL_S
+        self._lull_ends = time.monotonic() + lull_s
         for item in batch:
             item.first_seq = committed.first
         self.quota_left = committed.quota_left
