@@ -8,12 +8,12 @@ While the cluster is away it tries again for ever; the journal keeps the records
 whoever waits has a deadline of his own.
 
 A record whose file is just being closed may be held back a moment (`hold`), so that the seal
-of the last close travels with it instead of in a commit of its own. And after a commit what
-nobody waits for rests for a moment, if it is little. A batch costs the cluster about 2 ms of
-processor time however small it is: while a tree is unpacked, those that gathered during the last
-commit alone had 15 operations, 130 us each. A program that syncs file after file (git, a
-database) would find the rename or unlink that followed its last sync under way, and wait for two
-commits instead of one. A change that comes alone is on its way at once.
+of the last close travels with it instead of in a commit of its own. And what little nobody waits
+for rests for a moment after a commit that somebody waited for, or that was one of a stream. A
+program that syncs file after file (git, a database) would find the rename or unlink that followed
+its last sync under way, and wait for two commits instead of one. And a batch costs the cluster
+about 2 ms of processor time however small it is: while a tree is unpacked, those that gathered
+during the last commit alone had 15 operations, 130 us each. What comes alone goes at once.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ BATCH_BYTES = 16 * 1024 * 1024
 PIPELINE = 3  # batches whose bytes are being stored, or that wait for the commit before them
 _PARTS = 2  # of one batch that are stored at a time, while the next one is read
 HOLD_S = 0.02
-LULL_S = 0.002  # other machines wait for it too, so it is short,
-STREAM_LULL_S = 0.005  # but while many changes come, no single one is waited for
-_STREAM_OPS = 12  # of one batch
+LULL_S = 0.003  # after a sync, the next one comes within about 1 ms
+STREAM_LULL_S = 0.005  # while many changes come
+_STREAM_OPS = 12  # in one batch; fewer are what other machines may wait for
 _LULL_OPS = 256  # so many need not wait for more
 _LULL_BYTES = 256 * 1024
 _INLINE_BYTES = 256 * 1024  # less is stored by the shipper itself: a thread's turn costs more
@@ -327,8 +327,10 @@ class Shipper:
     def _finish(self, batch: list[Item], committed: wire.Committed) -> None:
         self._journal.trim(batch[-1].number)
         self.committed_number = batch[-1].number
-        lull_s = LULL_S if len(batch) < _STREAM_OPS else STREAM_LULL_S
-        self._lull_ends = time.monotonic() + lull_s
+        if len(batch) >= _STREAM_OPS:
+            self._lull_ends = time.monotonic() + STREAM_LULL_S
+        elif batch[0].number <= self._awaited:
+            self._lull_ends = time.monotonic() + LULL_S
         for item in batch:
             item.first_seq = committed.first
         self.quota_left = committed.quota_left
