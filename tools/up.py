@@ -140,7 +140,12 @@ class Cluster:
     def _environment(self, **own: str) -> dict[str, str]:
         """Return our environment without any secret, and with what this child is to know."""
         clean = {k: v for k, v in os.environ.items() if k not in _SECRET_NAMES}
-        return {**clean, "PYTHONPATH": _source_path(), "PYTHONUNBUFFERED": "1", **own}
+        told = {
+            "PYTHONPATH": _source_path(),
+            "PYTHONUNBUFFERED": "1",
+            "MALLOC_ARENA_MAX": "2",  # else each of many threads keeps freed buffers of its own
+        }
+        return {**clean, **told, **own}
 
     def _make_nameserver(self) -> Child:
         values = config.as_environment(self._settings)
