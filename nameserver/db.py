@@ -235,10 +235,10 @@ class _Lines:
             line.cursor.execute("ROLLBACK")
             line.cursor.execute(f"PRAGMA cache_size = -{_WRITER_KIB}")
             line.cursor.execute("PRAGMA wal_autocheckpoint = 0")
-        except _LOST as err:
+        except BaseException as err:
             self.undo_writing(err)
-        else:
-            self._turn.release()
+            raise
+        self._turn.release()
         self._checkpointer = Checkpointer(self._path, self._turn)
         self._checkpointer.start()
 
