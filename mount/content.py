@@ -60,6 +60,7 @@ class Content:
         "seals",
         "size",
         "time_ns",
+        "unflushed",
         "write_sent",
         "writers",
     )
@@ -85,6 +86,7 @@ class Content:
         self.pushing = 0  # windows of the file that are on their way to the kernel
         self.handles = 0
         self.writers = 0
+        self.unflushed = 0  # of them those whose descriptors are surely not all closed
         self.has_open_version = False  # a record without seal went out
         self.is_new = False  # made here and not closed yet: an empty file is a version too
         self.is_orphan = False  # no name leads here: changes stay local

@@ -95,8 +95,10 @@ class Files:
             handle = Handle(content, flags)
             if handle.is_writer or flags & os.O_TRUNC:
                 settled(core, content)
+                self._seal_if_closed(content)
             content.handles += 1
             content.writers += handle.is_writer
+            content.unflushed += handle.is_writer
             fh = next(self._numbers)
             self._handles[fh] = handle
         return Opened(fh, keep_cache=True, no_flush=not handle.is_writer)
@@ -108,7 +110,12 @@ class Files:
         that what is closed first is committed first, whichever machine it was.
         """
         core = self._core
-        content = self.handle(fh).content
+        handle = self.handle(fh)
+        content = handle.content
+        if handle.is_unflushed:
+            with core.lock:
+                content.unflushed -= handle.is_unflushed
+                handle.is_unflushed = False
         if not content.is_changed and not content.pending and content.error is None:
             return  # nothing was written through any descriptor
         is_alone = bool(core.lease.held)
@@ -130,10 +137,20 @@ class Files:
             content = handle.content
             content.handles -= 1
             content.writers -= handle.is_writer
+            content.unflushed -= handle.is_unflushed
             if handle.is_writer and not content.writers and not content.is_orphan:
                 self._seal(content)
             core.drop_content(content)
         return handle
+
+    def _seal_if_closed(self, content: Content) -> None:
+        """Complete the version of writers that closed the file. Hold the lock.
+
+        The kernel tells of the last close in the background: the next save of the same program
+        may be here before that, and must not go into the version of the one before.
+        """
+        if content.writers and not content.unflushed and not content.is_orphan:
+            self._seal(content)
 
     def _seal(self, content: Content) -> None:
         core = self._core
@@ -177,6 +194,9 @@ class Files:
                 core.notifier.forget_data(content.ino, offset, size)
                 offset = content.size
             self._mark_dirty(content)
+            if not handle.is_unflushed:  # one descriptor of several was closed, or it is mapped
+                handle.is_unflushed = True
+                content.unflushed += 1
             if kill_priv:
                 self._kill_privileges(content)
             now = core.clock.time_ns()
@@ -261,6 +281,7 @@ class Files:
         with core.lock:
             content = core.content(attr)
             settled(core, content)
+            self._seal_if_closed(content)
             self.truncate(content, size, kill_priv)
 
     def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:

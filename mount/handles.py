@@ -14,6 +14,7 @@ class Handle:
         "ahead",
         "content",
         "flags",
+        "is_unflushed",
         "is_writer",
         "locks",
         "misses",
@@ -27,6 +28,7 @@ class Handle:
         self.content = content
         self.flags = flags
         self.is_writer = flags & os.O_ACCMODE != os.O_RDONLY  # it was opened for writing
+        self.is_unflushed = self.is_writer  # since it was opened or written to last
         self.next_offset = self.window = self.ahead = self.misses = 0
         self.waiting: set[int] = set()  # offsets of reads that are run again
         self.pushed: dict[int, int] = {}  # windows the kernel was given -> reads of them since

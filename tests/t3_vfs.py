@@ -199,6 +199,47 @@ def test_each_save_is_a_version_at_its_name(world: World) -> None:
     assert ".versions" not in names(client, "")
 
 
+@pytest.mark.parametrize("flags", [os.O_TRUNC, os.O_APPEND, 0])
+def test_saves_are_versions_when_the_last_close_is_told_late(world: World, flags: int) -> None:
+    client = world.mount()
+    save(client, "f", b"0")
+    ino = find(client, "f").ino
+    told_late = []
+    content = b"0"
+    saved = [content]
+    for number in b"123":
+        opened = client.vfs.open(ino, os.O_WRONLY | flags)
+        at = len(content) if flags & os.O_APPEND else 0
+        client.vfs.write(opened.fh, at, b"%c" % number, False)
+        client.vfs.flush(opened.fh, 0)
+        told_late.append(opened.fh)
+        content = content[:at] + b"%c" % number
+        saved.append(content)
+    client.vfs.setattr(ino, Changes(size=0), None, ME)
+    saved.append(b"")
+    for fh in told_late:
+        client.vfs.release(fh, 0, False)
+
+    assert versions(client, "f") == saved
+
+
+def test_a_descriptor_that_is_still_written_to_is_one_save(world: World) -> None:
+    client = world.mount()
+    save(client, "f", b"0")
+    ino = find(client, "f").ino
+    one, two = (client.vfs.open(ino, os.O_WRONLY) for _ in range(2))
+    client.vfs.write(one.fh, 0, b"1", False)
+    client.vfs.flush(one.fh, 0)  # a duplicate of it was closed
+    client.vfs.write(one.fh, 1, b"2", False)
+    client.vfs.release(client.vfs.open(ino, os.O_WRONLY).fh, 0, False)
+    client.vfs.write(two.fh, 2, b"3", False)
+    for opened in (one, two):
+        client.vfs.flush(opened.fh, 0)
+        client.vfs.release(opened.fh, 0, False)
+
+    assert versions(client, "f") == [b"0", b"123"]
+
+
 def test_saving_by_rename_keeps_the_history_of_the_name(world: World) -> None:
     client = world.mount()
     for i in range(1, 4):
