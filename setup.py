@@ -27,6 +27,7 @@ setup(
         "datanode",
         "tools",
     ],
+    package_data={"nameserver": ["web/*"]},
     install_requires=[
         "bcrypt>=4.1",
         "blake3>=1.0",
@@ -44,10 +45,12 @@ setup(
         "dev": [
             "hypothesis>=6.100",
             "mypy>=1.10",
+            "playwright>=1.45",
             "pyjwt>=2.8",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "ruff>=0.6",
+            "trustme>=1.1",
             "types-requests",
         ],
     },

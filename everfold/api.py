@@ -7,12 +7,14 @@ or UNAVAILABLE when there was no answer. Nothing is retried, except where a meth
 
 from __future__ import annotations
 
+import ssl
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import requests
 
+from everfold import tls
 from everfold.errors import EverfoldError, Kind
 from everfold.http import error_of
 from everfold.log import request_id
@@ -28,7 +30,8 @@ Json = dict[str, Any]
 class Api:
     """One nameserver, as one user (or nobody, before `login`). Not for several threads."""
 
-    def __init__(self, server: str, token: str = "") -> None:
+    def __init__(self, server: str, token: str = "", ca_file: str = "") -> None:
+        """`ca_file` holds the authorities that are trusted instead of the usual ones."""
         parts = urlsplit(server)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise EverfoldError(Kind.INVALID, "not the URL of a server (http://host:port)", server)
@@ -36,6 +39,9 @@ class Api:
         self.token = token
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy of the desktop is not meant for a cluster
+        if ca_file:
+            tls.client_context(ca_file)  # so that a file of no use is refused at once
+            self._session.verify = ca_file
 
     def __enter__(self) -> Api:
         return self
@@ -70,6 +76,10 @@ class Api:
             )
         except requests.Timeout as err:
             raise EverfoldError(Kind.TIMEOUT, f"no answer in {timeout_s:g} s", self.server) from err
+        except requests.exceptions.SSLError as err:
+            raise EverfoldError(
+                Kind.UNAVAILABLE, f"cannot reach the nameserver: {_tls_failure(err)}", self.server
+            ) from err
         except requests.ConnectionError as err:
             raise EverfoldError(
                 Kind.UNAVAILABLE, "cannot reach the nameserver", self.server
@@ -157,3 +167,13 @@ class Api:
         """Set a user's password; the tokens given for the old one are dead."""
         path = f"/admin/users/{quote(username, safe='')}/password"
         self.call("PUT", path, {"password": password})
+
+
+def _tls_failure(err: BaseException | None) -> str:
+    """Find what requests and urllib3 wrap and hide."""
+    seen = err
+    while seen is not None and not isinstance(seen, ssl.SSLError):
+        inner = [each for each in (getattr(seen, "reason", None), *seen.args)
+                 if isinstance(each, BaseException)]  # fmt: skip
+        seen = inner[0] if inner else seen.__context__
+    return tls.failure(seen) if seen is not None else "TLS failed"

@@ -26,6 +26,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from everfold import tls
 from everfold.errors import EverfoldError, Kind
 from everfold.fileslice import FileSlice
 
@@ -247,7 +248,8 @@ class _Call:
         try:
             fresh = self._transport._connect(min(self._ends, time.monotonic() + _CONNECT_S))
         except OSError as err:
-            self._failed = self._unreachable(str(err) or "it does not accept connections", err)
+            why = tls.failure(err) or "it does not accept connections"
+            self._failed = self._unreachable(why, err)
             return
         self._send(fresh)
 
@@ -334,7 +336,7 @@ class HttpTransport:
         self.base_url = base_url.rstrip("/")
         self._prefix = parts.path.rstrip("/")
         self._address = (parts.hostname, port or (443 if parts.scheme == "https" else 80))
-        self._tls = ssl.create_default_context(cafile=ca_file) if parts.scheme == "https" else None
+        self._tls = tls.client_context(ca_file) if parts.scheme == "https" else None
         self._host = parts.netloc.rpartition("@")[2]
         self._connections = connections
         self._lock = threading.Lock()  # guards _idle
@@ -413,6 +415,7 @@ class HttpTransport:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
+                sock.settimeout(max(0.001, ends - time.monotonic()))
                 sock = self._tls.wrap_socket(sock, server_hostname=self._address[0])
         except BaseException:
             sock.close()

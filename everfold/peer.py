@@ -6,7 +6,7 @@ as gunicorn does, cost 130 us a call more.) What a client may cost is bounded: t
 time limits end a silent one, totals end one that drips.
 
 Deadlines are the kernel's (`serving.listen` sets them on the listener, sockets inherit them); with
-TLS they are Python's.
+TLS they are Python's. The handshake is this thread's too: a slow one holds up nobody.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import ssl
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
-from everfold import gateway
+from everfold import gateway, tls
 from everfold.errors import EverfoldError, Kind
 from everfold.exchange import STATUS_LINES, Answer, Front, allowed, answer_head, cut_short, refusal
 from everfold.files import DIRECT_MIN, aligned
@@ -37,6 +37,7 @@ _RECV = 8 * 1024  # holds a small request whole; it is what an idle connection c
 _PIECE = 8 * 1024 * 1024  # of a body, received at once
 _LARGE = 64 * 1024
 _PIECES_MAX = 512  # of one sendmsg; the kernel takes 1,024
+_HANDSHAKE_S = 10  # for all of it
 _LINGER_S = 1.0
 _LINGER_BYTES = 16 * 1024 * 1024
 
@@ -52,7 +53,7 @@ class Peer:
         sock: socket.socket,
         address: Any,
         front: Front,
-        tls: ssl.SSLContext | None,
+        certificate: tls.Certificate | None,
         is_ending: Callable[[], bool],
     ) -> None:
         self.sock = sock
@@ -60,7 +61,8 @@ class Peer:
         self.is_idle = False  # between requests; read by the threads of the server
         self.idle_since = time.monotonic()
         self._front = front
-        self._tls = tls
+        self._certificate = certificate
+        self._is_tls = False  # the handshake is done
         self._is_ending = is_ending
         self._rest = b""  # received, and not yet used
         self._left: int | None = 0  # bytes of the request's body still to come; None: chunked
@@ -71,9 +73,8 @@ class Peer:
     def serve(self) -> None:
         """Answer until the client has no more to ask, stalls, or the server ends."""
         try:
-            if self._tls is not None:
-                self.sock.settimeout(STALLED_S)
-                self.sock = self._tls.wrap_socket(self.sock, server_side=True)
+            if self._certificate is not None and not self._secure(self._certificate):
+                return
             while self._exchange():
                 pass
         except OSError as err:  # it hung up or stalled: nobody is left to be told
@@ -86,7 +87,7 @@ class Peer:
     @property
     def scheme(self) -> str:
         """Return how the client reached us."""
-        return "http" if self._tls is None else "https"
+        return "https" if self._is_tls else "http"
 
     def never_stalls(self) -> None:
         """Let the client be silent from now on."""
@@ -97,7 +98,22 @@ class Peer:
     def hang_up(self, how: int = socket.SHUT_RDWR) -> None:
         """End the connection from another thread; SHUT_RD lets what was asked be answered."""
         with contextlib.suppress(OSError):
-            self.sock.shutdown(how)
+            # not SSLSocket's own, which makes whatever is sent afterwards go in the clear
+            socket.socket.shutdown(self.sock, how)
+
+    def _secure(self, certificate: tls.Certificate) -> bool:
+        """Agree on keys; False for whoever speaks no TLS, and is told so."""
+        self.is_idle = True
+        first = self.sock.recv(1, socket.MSG_PEEK)
+        self.is_idle = False
+        if first and first[0] != tls.HANDSHAKE:
+            self._refuse(Refused(HTTPStatus.BAD_REQUEST, "TLS is spoken here: https://"))
+            return False
+        self.sock.settimeout(_HANDSHAKE_S)
+        self.sock = certificate.context().wrap_socket(self.sock, server_side=True)
+        self.sock.settimeout(STALLED_S)
+        self._is_tls = True
+        return True
 
     def _exchange(self) -> bool:
         """Take one request and answer it; tell whether another may follow."""
@@ -130,6 +146,8 @@ class Peer:
             self.is_idle = False
             if not data:
                 return None
+            if data[0] == tls.HANDSHAKE:
+                raise Refused(HTTPStatus.BAD_REQUEST, "no TLS is spoken here: http://")
         end = data.find(b"\r\n\r\n")
         if end < 0 or not end:
             data, end = self._head_in_drops(data)
@@ -143,7 +161,7 @@ class Peer:
         that the body can be received in one piece (for 4 MiB a copy costs 400-800 us).
         """
         try:
-            if self._last_was_large and self._tls is None:
+            if self._last_was_large and not self._is_tls:
                 seen = self.sock.recv(_RECV, socket.MSG_PEEK).find(b"\r\n\r\n")
                 return self.sock.recv(seen + 4 if seen >= 0 else _RECV)
             return self.sock.recv(_RECV)
@@ -182,7 +200,7 @@ class Peer:
             self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         parts, left = [data] if data else [], length - len(data)
         ends = time.monotonic() + STALLED_S + length / _SLOWEST
-        flags = 0 if self._tls is not None else socket.MSG_WAITALL
+        flags = 0 if self._is_tls else socket.MSG_WAITALL
         while left:
             part = self.sock.recv(min(left, _PIECE), flags)
             if not part:
@@ -205,7 +223,7 @@ class Peer:
             self._must_continue = False
             self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         ends = time.monotonic() + STALLED_S + length / _SLOWEST
-        flags = 0 if self._tls is not None else socket.MSG_WAITALL
+        flags = 0 if self._is_tls else socket.MSG_WAITALL
         while filled < length:
             count = self.sock.recv_into(view[filled:], 0, flags)
             if not count:
@@ -272,10 +290,13 @@ class Peer:
     def send(self, pieces: list[bytes | memoryview]) -> None:
         """Send all of it. Raises OSError when the client does not take it."""
         size = sum(map(len, pieces))
-        if size <= _LARGE or self._tls is not None:
+        if size <= _LARGE:
             self.sock.sendall(b"".join(pieces))
             return
         ends = time.monotonic() + STALLED_S + size / _SLOWEST
+        if self._is_tls:
+            self._send_secretly(pieces, ends)
+            return
         waiting = deque(memoryview(piece) for piece in pieces)
         sent = 0
         while True:
@@ -288,13 +309,20 @@ class Peer:
             waiting[0] = waiting[0][sent:]
             sent = self.sock.sendmsg(list(itertools.islice(waiting, _PIECES_MAX)))
 
+    def _send_secretly(self, pieces: Iterable[bytes | memoryview], ends: float) -> None:
+        """Send large pieces through TLS, which copies them in any case."""
+        for piece in pieces:
+            for at in range(0, len(piece), _LARGE):
+                self.sock.sendall(piece[at : at + _LARGE])
+                if time.monotonic() > ends:
+                    raise TimeoutError("too slow")
+
     def send_file(self, told: bytes, file: io.FileIO, size: int) -> None:
         """Send the head of an answer and the first `size` bytes of a file."""
         ends = time.monotonic() + STALLED_S + size / _SLOWEST
-        if self._tls is not None:
-            self.sock.sendall(told)
-            while piece := file.read(_LARGE):
-                self.sock.sendall(piece)
+        if self._is_tls:
+            left = iter(lambda: file.read(_LARGE), b"")
+            self._send_secretly(itertools.chain([told], left), ends)
             return
         self.sock.sendall(told, socket.MSG_MORE)
         at = 0
@@ -309,19 +337,28 @@ class Peer:
     def _close(self) -> None:
         """Close; a client that is still sending gets the time to see its answer first.
 
-        Closing at once, with bytes unread, would make the kernel throw the answer away.
+        Closing at once, with bytes unread, would make the kernel throw the answer away. What
+        is read so late is thrown away in any case: under TLS, as it came.
         """
         with contextlib.suppress(OSError):
-            if self._must_linger and self._tls is None:
-                self.sock.shutdown(socket.SHUT_WR)
+            if isinstance(self.sock, ssl.SSLSocket):
+                self._say_goodbye(self.sock)
+            if self._must_linger:
+                socket.socket.shutdown(self.sock, socket.SHUT_WR)
                 self.sock.settimeout(_LINGER_S)
                 ends, left = time.monotonic() + _LINGER_S, _LINGER_BYTES
                 while left > 0 and time.monotonic() < ends:
-                    count = len(self.sock.recv(_LARGE))
+                    count = len(socket.socket.recv(self.sock, _LARGE))
                     if not count:
                         break
                     left -= count
         self.sock.close()
+
+    def _say_goodbye(self, sock: ssl.SSLSocket) -> None:
+        """Tell that nothing was cut off, without waiting to be told the same."""
+        sock.settimeout(0)
+        with contextlib.suppress(OSError, ValueError):
+            sock.unwrap()
 
 
 class _Request:

@@ -18,7 +18,6 @@ import os
 import queue
 import signal
 import socket
-import ssl
 import struct
 import threading
 import time
@@ -27,6 +26,7 @@ from typing import Final
 
 from everfold.exchange import Front, Wsgi
 from everfold.peer import STALLED_S, Peer
+from everfold.tls import Certificate
 
 _SPARE: Final = 4  # threads without a connection that are kept for the next one
 _PAUSE_S: Final = 0.05  # when there are too many connections, or the system takes no more
@@ -57,7 +57,7 @@ class Server:
         listener: socket.socket,
         *,
         connections: int = 1000,
-        tls: ssl.SSLContext | None = None,
+        tls: Certificate | None = None,
         thread_ends: Callable[[], None] = lambda: None,
     ) -> None:
         """`thread_ends` runs on each thread at its end, to let go of what was the thread's."""
@@ -163,12 +163,13 @@ def serve(
     on_ready: Callable[[], None] = lambda: None,
     stopping: Callable[[], None] = lambda: None,
     thread_ends: Callable[[], None] = lambda: None,
-    tls: ssl.SSLContext | None = None,
+    tls: Certificate | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT or SIGQUIT, then finish what was asked (at most `grace_s`).
 
     Must run on the main thread. `stopping` is called once, before that: it must make parked
-    requests return. SIGUSR1 writes what every thread is doing to stderr.
+    requests return. SIGUSR1 writes what every thread is doing to stderr; SIGHUP looks at the
+    certificate again.
     """
     threading.stack_size(_STACK)
     server = Server(app, listener, tls=tls, thread_ends=thread_ends)
@@ -176,6 +177,7 @@ def serve(
     os.set_blocking(awake, False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, lambda *_: _wake(awake))
+    signal.signal(signal.SIGHUP, lambda *_: tls.reload() if tls else None)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     server.start()
     on_ready()

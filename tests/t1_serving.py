@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import socket
-import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -94,11 +91,11 @@ def place(tmp_path: Path) -> Place:
 
 
 class Running:
-    def __init__(self, place: Place, tls: ssl.SSLContext | None = None, **more: Any) -> None:
+    def __init__(self, place: Place, **more: Any) -> None:
         self.listener = serving.listen("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
         front = Front(place.direct, place.rest)
-        self.server = serving.Server(front, self.listener, tls=tls, **more)
+        self.server = serving.Server(front, self.listener, **more)
         self.server.start()
 
     def connect(self) -> socket.socket:
@@ -475,40 +472,3 @@ class TestEnd:
 
         assert rest_of(sock) == b""
         place.gate.set()
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    made = subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", str(path), "-out", str(path.with_suffix(".crt"))],
-        capture_output=True, timeout=30,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    path.write_bytes(path.read_bytes() + path.with_suffix(".crt").read_bytes())
-    return path
-
-
-class TestTls:
-    def test_the_same_over_tls(self, place: Place, certificate: Path) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-        running = Running(place, context)
-        url = f"https://127.0.0.1:{running.port}"
-        transport = HttpTransport(url, ca_file=str(certificate.with_suffix(".crt")))
-
-        echoed = transport.request("POST", "/echo", headers={}, body=BIG, timeout_s=10)[2]
-        files = [transport.request("GET", path, headers={}, timeout_s=10)[2]
-                 for path in ("/file", "/file/")]  # fmt: skip
-        told = json.loads(transport.request("GET", "/environ", headers={}, timeout_s=10)[2])
-        transport.close()
-        with running.connect() as plain, contextlib.suppress(ConnectionResetError):
-            plain.sendall(head("GET", "/unread"))
-            assert b"HTTP/1.1 403" not in rest_of(plain)
-        running.end()
-
-        assert echoed == BIG
-        assert files == [BIG, BIG]
-        assert told["wsgi.url_scheme"] == "https"
