@@ -11,7 +11,19 @@ from everfold.errors import EverfoldError, Kind
 from everfold.exchange import Front
 from everfold.log import adopt_request_id, request_id
 from everfold.wire import REQUEST_ID
-from nameserver.routes import admin, files, hot, people, shares, storage, sync, versions
+from nameserver.routes import (
+    admin,
+    files,
+    hot,
+    people,
+    session,
+    shares,
+    storage,
+    sync,
+    uploads,
+    versions,
+    web,
+)
 from nameserver.routes.auth import Guard
 from nameserver.routes.forms import BODY_MAX
 from nameserver.service import Service
@@ -34,11 +46,14 @@ def create_app(service: Service) -> Front:
     app.secret_key = service.secret_key
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.config["MAX_CONTENT_LENGTH"] = BODY_MAX  # of bodies without a length, too
-    guard = Guard(service.gate)
+    guard = Guard(service.gate, service.secret_key)
     app.url_map.strict_slashes = False  # no redirects: a POST would lose its body
+    app.register_blueprint(web.blueprint())
+    app.register_blueprint(session.blueprint(service, guard))
     app.register_blueprint(people.blueprint(service, guard))
     app.register_blueprint(admin.blueprint(service, guard))
     app.register_blueprint(files.blueprint(service.files, guard))
+    app.register_blueprint(uploads.blueprint(service.files, guard))
     app.register_blueprint(versions.blueprint(service.files, guard))
     app.register_blueprint(shares.blueprint(service.files, guard))
     app.register_blueprint(storage.blueprint(service, guard))

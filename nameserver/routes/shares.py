@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, jsonify, request
 
 from everfold.errors import EverfoldError, Kind
 from nameserver.files.service import FileService
 from nameserver.files.shares import DAYS_MAX
 from nameserver.routes.auth import Guard
-from nameserver.routes.files import asked, page_json, receive, told, visitor, word
+from nameserver.routes.files import asked, flag, page_json, receive, told, visitor, word
 from nameserver.routes.forms import Json, fields, text
 from nameserver.routes.sending import Sent, send
+from nameserver.routes.session import is_secure
 
 _DAY_S = 86_400.0
+_TICKET = "everfold_share"
 
 
 def blueprint(files: FileService, guard: Guard) -> Blueprint:
@@ -65,6 +67,17 @@ def _shared(routes: Blueprint, files: FileService) -> None:
             answer |= page_json(files.listing_of(me, item, ask), ask)
         return _without_path(answer)
 
+    @routes.post("/shared/<token>/open")
+    def unlock(token: str) -> Response:
+        """Let a browser keep that it knew the password, for this link only."""
+        share, _ = shares.open(token, text(fields(), "password"), request.remote_addr or "")
+        answer = jsonify(opened=True)
+        answer.set_cookie(
+            _TICKET, shares.ticket(share), path=f"/api/files/shared/{token}",
+            secure=is_secure(), httponly=True, samesite="Strict",
+        )  # fmt: skip
+        return answer
+
     @routes.get("/shared/<token>/download")
     def download(token: str) -> Response:
         share, me = shares.open(token, _password(), request.remote_addr or "")
@@ -72,7 +85,8 @@ def _shared(routes: Blueprint, files: FileService) -> None:
         item, content = files.content(me, str(item.id))
         answer = send(files, Sent(item.name, item.size, item.mtime_ns, item.etag, content))
         is_first = answer.headers.get("Content-Range", "bytes 0-").startswith("bytes 0-")
-        if request.method == "GET" and answer.status_code in (200, 206) and is_first:
+        is_load = request.method == "GET" and answer.status_code in (200, 206)
+        if is_load and is_first and not flag("inline"):  # a look is no download
             try:
                 shares.count(share)
             except BaseException:
@@ -101,7 +115,8 @@ def _without_path(answer: Json) -> Json:
 
 
 def _password() -> str:
-    return request.headers.get("X-Share-Password", "") or word("password")
+    given = request.headers.get("X-Share-Password", "") or word("password")
+    return given or request.cookies.get(_TICKET, "")
 
 
 def _seconds(form: Json) -> float | None:
