@@ -14,10 +14,10 @@ from datanode.app import create_app
 from datanode.auth import Doorkeeper
 from datanode.beat import Beat
 from datanode.commands import Commands
-from datanode.copying import Copier
+from datanode.copying import Copier, Peers
 from datanode.node import Identity, Node
 from datanode.scrub import Scrub
-from everfold import config, log, serving
+from everfold import config, log, serving, tls
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError, Kind
 from everfold.files import Files
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ready-file", type=Path)
     parser.add_argument("--log-file", type=Path)
     parser.add_argument("--log-level", default="INFO")
-    config.add_flags(parser, "cluster_secret")
+    config.add_flags(parser, "cluster_secret", "tls_cert", "tls_key", "ca_file")
     return parser
 
 
@@ -58,36 +58,44 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     log.set_up(args.log_level, args.log_file)
     try:
-        secret = config.from_args(args, os.environ).cluster_secret
-        if not secret:
+        settings = config.from_args(args, os.environ)
+        if not settings.cluster_secret:
             raise EverfoldError(Kind.INVALID, "is not set", "CLUSTER_SECRET")
-        nameserver = HttpTransport(args.nameserver)
+        certificate = tls.certificate(settings.tls_cert, settings.tls_key)
+        nameserver = HttpTransport(args.nameserver, ca_file=settings.ca_file)
     except EverfoldError as err:
         print(f"everfold-datanode: {err}", file=sys.stderr)
         return 2
     try:
-        _run(args, secret, nameserver)
+        _run(args, settings, nameserver, certificate)
     except (EverfoldError, OSError) as err:
         print(f"everfold-datanode: {err}", file=sys.stderr)
         return 1
     return 0
 
 
-def _run(args: argparse.Namespace, secret: str, nameserver: HttpTransport) -> None:
+def _run(
+    args: argparse.Namespace,
+    settings: config.Settings,
+    nameserver: HttpTransport,
+    certificate: tls.Certificate | None,
+) -> None:
     _raise_file_limit()
     clock = SystemClock()
     listener = serving.listen(args.host, args.port)
     port = listener.getsockname()[1]
-    url = args.url or f"http://{args.host}:{port}"
+    scheme = "https" if certificate else "http"
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    url = args.url or f"{scheme}://{host}:{port}"
     with contextlib.ExitStack() as stack:
         node = Node(
             Identity(NodeId(args.id), url, args.zone, args.capacity), args.root, floor=args.floor
         )
         stack.callback(node.close)
-        copier = Copier(node)
+        copier = Copier(node, Peers(settings.ca_file))
         commands = Commands(node, copier)
         stack.callback(commands.close)
-        beat = Beat(node, commands, nameserver, secret, clock)
+        beat = Beat(node, commands, nameserver, settings.cluster_secret, clock)
         stack.callback(beat.close)
         scrub = Scrub(node, args.scrub_rate, args.scrub_pause)
         stack.callback(scrub.close)
@@ -99,10 +107,11 @@ def _run(args: argparse.Namespace, secret: str, nameserver: HttpTransport) -> No
                 _tell(args.ready_file, {"id": args.id, "url": url, "root": str(args.root)})
 
         serving.serve(
-            create_app(node, Doorkeeper(secret, clock), copier),
+            create_app(node, Doorkeeper(settings.cluster_secret, clock), copier),
             listener,
             grace_s=GRACE_S,
             on_ready=ready,
+            tls=certificate,
         )
 
 

@@ -24,7 +24,8 @@ RATE = 256 * 1024 * 1024  # bytes a second that all copies may take together
 class Peers:
     """Pooled connections to other datanodes, by URL."""
 
-    def __init__(self) -> None:
+    def __init__(self, ca_file: str = "") -> None:
+        self._ca_file = ca_file
         self._lock = threading.Lock()  # guards _known
         self._known: dict[str, Transport] = {}
 
@@ -32,7 +33,9 @@ class Peers:
         """Return the way to a peer."""
         with self._lock:
             if url not in self._known:
-                self._known[url] = HttpTransport(url, connections=_CONNECTIONS)
+                self._known[url] = HttpTransport(
+                    url, connections=_CONNECTIONS, ca_file=self._ca_file
+                )
             return self._known[url]
 
     def close(self) -> None:

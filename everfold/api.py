@@ -37,6 +37,7 @@ class Api:
             raise EverfoldError(Kind.INVALID, "not the URL of a server (http://host:port)", server)
         self.server = server.rstrip("/")
         self.token = token
+        self.ca_file = ca_file
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy of the desktop is not meant for a cluster
         if ca_file:

@@ -11,6 +11,7 @@ The file has lines ``NAME=value``; ``#`` starts a comment line; unknown names ar
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -20,6 +21,9 @@ from typing import Any, Final, NamedTuple
 from everfold.errors import EverfoldError, Kind
 
 CONFIG_FILE: Final = "EVERFOLD_CONFIG"  # environment: the configuration file
+TLS_CERT: Final = "EVERFOLD_TLS_CERT"
+TLS_KEY: Final = "EVERFOLD_TLS_KEY"
+CA_FILE: Final = "EVERFOLD_CA_FILE"
 SECRET_MIN = 16
 REPLICAS_MAX = 16
 REGISTRATIONS: Final = ("open", "invite", "admin")
@@ -45,6 +49,9 @@ class Settings:
     default_quota: int = 0  # bytes, 0: none
     registration: str = "admin"
     admin_password: str = ""
+    tls_cert: str = ""  # "": plain HTTP
+    tls_key: str = ""  # "": in the certificate's file
+    ca_file: str = ""  # "": the system's authorities
 
 
 def parse_size(text: str) -> int:
@@ -59,6 +66,10 @@ def _secret(text: str) -> str:
     if text and len(text) < SECRET_MIN:
         raise ValueError(f"a secret has at least {SECRET_MIN} characters")
     return text
+
+
+def _path(text: str) -> str:
+    return os.path.abspath(text) if text else ""
 
 
 def _database(text: str) -> str:
@@ -125,6 +136,9 @@ SETTINGS: Final = (
     Setting("DEFAULT_QUOTA", "default_quota", parse_size, "a new user's share; 0: no limit"),
     Setting("REGISTRATION", "registration", _registration, "who may register: open|invite|admin"),
     Setting("EVERFOLD_ADMIN_PASSWORD", "admin_password", _password, "the first admin's password"),
+    Setting(TLS_CERT, "tls_cert", _path, "certificate chain that is shown (PEM); empty: no TLS"),
+    Setting(TLS_KEY, "tls_key", _path, "its key (PEM), when it is in a file of its own"),
+    Setting(CA_FILE, "ca_file", _path, "authorities of our servers (PEM); empty: the system's"),
 )
 _BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
 _BY_FIELD: Final = {setting.field: setting for setting in SETTINGS}

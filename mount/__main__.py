@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Protocol
 
 from everfold import log as logs
+from everfold.config import CA_FILE
 from everfold.errors import EverfoldError
 from mount import patience
 from mount.client import Client, Settings, open_remote
@@ -60,6 +61,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("mountpoint", metavar="DIR")
     parser.add_argument("--server", required=True, metavar="URL")
     parser.add_argument("--token-file", required=True, type=Path, metavar="F")
+    trusted = f"authorities of the servers, instead of the system's ({CA_FILE})"
+    ca_file = os.environ.get(CA_FILE, "")
+    parser.add_argument("--ca-file", default=ca_file, metavar="F", help=trusted)
     parser.add_argument("--space", default="", metavar="S")
     parser.add_argument("--cache-dir", required=True, type=Path, metavar="D")
     parser.add_argument("--cache-size", type=int, default=4096, metavar="MIB")
@@ -126,6 +130,7 @@ def _tune() -> None:
 
 def _open(args: argparse.Namespace, is_read_only: bool) -> Client:
     where = os.path.abspath(args.mountpoint)
+    ca_file = os.path.abspath(args.ca_file) if args.ca_file else ""
     kernel_ttl = 3600.0 if args.driver == "kernel" else 0.0  # libfuse cannot be told to forget
     policy = Policy(
         entry_ttl_s=kernel_ttl,
@@ -144,12 +149,13 @@ def _open(args: argparse.Namespace, is_read_only: bool) -> Client:
             "space": args.space,
             "mountpoint": where,
             "token_file": str(args.token_file.absolute()),
+            "ca_file": ca_file,
         },
         policy=policy,
         cache_bytes=args.cache_size * 1024**2,
     )
     token = args.token_file.read_text(encoding="ascii").strip()
-    return open_remote(settings, args.server, token)
+    return open_remote(settings, args.server, token, ca_file)
 
 
 def _tell_ready(driver: Driver, args: argparse.Namespace) -> None:

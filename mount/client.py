@@ -7,6 +7,7 @@ left in the journal before anything is served; closing it sends what is left.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
@@ -255,13 +256,14 @@ class Client:
         }
 
 
-def open_remote(settings: Settings, server: str, token: str) -> Client:
-    """Open a client of a nameserver over HTTP."""
-    return Client(settings, NameClient(HttpTransport(server, connections=80), token))
+def open_remote(settings: Settings, server: str, token: str, ca_file: str = "") -> Client:
+    """Open a client of a nameserver over HTTP; `ca_file` says whom it and its nodes trust."""
+    names = NameClient(HttpTransport(server, connections=80, ca_file=ca_file), token)
+    return Client(settings, names, functools.partial(_connect, ca_file=ca_file))
 
 
-def _connect(node: Node) -> BlockClient:
-    return NodeClient(HttpTransport(node.url, connections=16), "")
+def _connect(node: Node, ca_file: str = "") -> BlockClient:
+    return NodeClient(HttpTransport(node.url, connections=16, ca_file=ca_file), "")
 
 
 def _ignore(item: Item, result: wire.Result, seq: Seq) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -10,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from everfold import config, log, serving
+from everfold import config, log, serving, tls
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError
+from everfold.http import HttpTransport
 from nameserver import secretfile
 from nameserver.app import create_app
 from nameserver.db import Database
@@ -40,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     config.add_flags(
         described, "secret_key", "jwt_secret_key", "cluster_secret", "database_url", "replicas",
         "min_replicas", "registration", "max_file_size", "allowed_extensions", "default_quota",
+        "tls_cert", "tls_key", "ca_file",
     )  # fmt: skip
     return described
 
@@ -50,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.set_up(path=args.log_file)
     try:
         settings = config.from_args(args, os.environ)
+        certificate = tls.certificate(settings.tls_cert, settings.tls_key)
         service, admin = start(args.data, settings)
         sock = serving.listen(args.host, args.port)
     except EverfoldError as err:
@@ -60,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
               file=sys.stderr)  # fmt: skip
         return 1
     host = f"[{args.host}]" if ":" in args.host else args.host
-    url = f"http://{host}:{sock.getsockname()[1]}"
+    scheme = "https" if certificate else "http"
+    url = f"{scheme}://{host}:{sock.getsockname()[1]}"
     if admin is not None and not settings.admin_password and args.ready_file is None:
         print(f"first admin: {admin.username} password: {admin.password}", file=sys.stderr)
     _log.info("serving at %s", url)
@@ -73,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         grace_s=GRACE_S,
         stopping=service.stop,
         thread_ends=lambda: _let_go(service.db),
+        tls=certificate,
     )
     service.db.close()
     return 0
@@ -94,7 +100,10 @@ def start(data: Path, settings: config.Settings) -> tuple[Service, FirstAdmin | 
         max_file_size=settings.max_file_size,
         allowed_extensions=settings.allowed_extensions,
     )
-    service = Service(db, SystemClock(), policy, secretfile.load(data, given))
+    connect = functools.partial(HttpTransport, ca_file=settings.ca_file)
+    if settings.ca_file:
+        tls.client_context(settings.ca_file)  # a file of no use is refused at the start
+    service = Service(db, SystemClock(), policy, secretfile.load(data, given), connect)
     return service, service.first_admin(settings.admin_password)
 
 

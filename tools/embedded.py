@@ -40,6 +40,8 @@ class Chosen:
     admin: str = ""
     device: str = ""  # of the admin's, that the embedded mount is
     node_ports: dict[str, int] = field(default_factory=dict)
+    url: str = ""  # of the nameserver at its last start
+    ca_file: str = ""  # whom that start trusted
 
 
 class Embedded:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from everfold.api import Api
 from tools import command
 from tools.home import Home
 
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     login = Home().login(args.server)
     progress = command.Progress()
     progress.show("checking tree, extents, replica map and nodes ...")
-    with Api(login.server, login.token) as api:
+    with login.api() as api:
         found = api.fsck()
     progress.clear()
     if args.json:

@@ -41,7 +41,7 @@ def asking(place: Place, read_only: bool) -> Iterator[Asked]:
     if not place.names:
         raise EverfoldError(Kind.IS_DIR, "is the folder itself", str(place.root))
     path = b"/".join(place.names).decode(errors="replace")
-    transport = HttpTransport(place.server, connections=1)
+    transport = HttpTransport(place.server, connections=1, ca_file=place.ca_file)
     names = NameClient(transport, place.token)
     mount = MountId(f"tool-{secrets.token_hex(8)}")
     try:

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from everfold.api import Api
+from everfold.config import CA_FILE
 from everfold.errors import EverfoldError, Kind
 
 
@@ -27,6 +29,11 @@ class Login:
     username: str
     device_id: str
     token_file: Path
+    ca_file: str = ""  # authorities of its servers; "": the system's
+
+    def api(self) -> Api:
+        """Return a client that is this user there."""
+        return Api(self.server, self.token, self.ca_file)
 
     @property
     def token(self) -> str:
@@ -85,7 +92,9 @@ class Home:
 
     # ------------------------------------------------------------ logins
 
-    def save_login(self, server: str, username: str, device_id: str, token: str) -> Login:
+    def save_login(
+        self, server: str, username: str, device_id: str, token: str, ca_file: str = ""
+    ) -> Login:
         """Remember a login and make its server the current one."""
         token_file = self.path / "tokens" / _key(server)
         write_private(token_file, token + "\n")
@@ -95,6 +104,7 @@ class Home:
             "username": username,
             "device_id": device_id,
             "token_file": str(token_file),
+            "ca_file": ca_file,
         }
         write_private(self.path / "logins.json", json.dumps(known, indent=2))
         return self.login(server)
@@ -116,7 +126,9 @@ class Home:
                 Kind.UNAUTHENTICATED,
                 f"not logged in {where}(everfold login --server URL --username U)",
             )
-        return Login(chosen, entry["username"], entry["device_id"], Path(entry["token_file"]))
+        ca_file = os.environ.get(CA_FILE) or entry.get("ca_file", "")
+        token_file = Path(entry["token_file"])
+        return Login(chosen, entry["username"], entry["device_id"], token_file, ca_file)
 
     # ------------------------------------------------------------ mounts
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import os
 import platform
 import sys
 
 from everfold.api import Api
+from everfold.config import CA_FILE
 from everfold.errors import EverfoldError, Kind
 from tools import command
 from tools.home import Home
@@ -27,13 +29,17 @@ def add(verbs: command.Verbs) -> None:
     parser.add_argument("--server", metavar="URL", required=True)
     parser.add_argument("--username", metavar="U", required=True, help="name or e-mail address")
     parser.add_argument("--password-stdin", action="store_true", help="read it from stdin")
+    trusted = f"authorities to trust there, from now on ({CA_FILE})"
+    ca_file = os.environ.get(CA_FILE, "")
+    parser.add_argument("--ca-file", default=ca_file, metavar="F", help=trusted)
     parser.add_argument("--device", default=platform.node(), help="this machine's name")
 
 
 def run(args: argparse.Namespace) -> int:
     """Log in."""
     password = read_password(args.password_stdin, f"Password of {args.username}: ")
-    with Api(args.server) as api:
+    ca_file = os.path.abspath(args.ca_file) if args.ca_file else ""
+    with Api(args.server, ca_file=ca_file) as api:
         log_in(Home(), api, args.username, password, args.device)
     command.say(f"Logged in at {api.server}.")
     return command.DONE
@@ -42,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 def log_in(home: Home, api: Api, username: str, password: str, device: str) -> None:
     """Log in and remember it; this machine stays the device that it was."""
     answer = api.login(username, password, device, home.device_id(api.server, username))
-    home.save_login(api.server, username, answer["device"]["id"], api.token)
+    home.save_login(api.server, username, answer["device"]["id"], api.token, api.ca_file)
 
 
 def read_password(from_stdin: bool, prompt: str) -> str:

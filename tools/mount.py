@@ -86,6 +86,8 @@ def _driver_line(
         line += ["--log-file", str(log)]
     if args.space:
         line += ["--space", args.space]
+    if login.ca_file:
+        line += ["--ca-file", login.ca_file]
     for name, value in (("--uid", args.uid), ("--gid", args.gid)):
         if value is not None:
             line += [name, str(value)]

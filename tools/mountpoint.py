@@ -37,6 +37,7 @@ class Place:
     space: str
     token_file: Path
     names: list[bytes]
+    ca_file: str = ""
 
     @property
     def token(self) -> str:
@@ -55,7 +56,9 @@ def locate(path: str) -> Place:
         form = _told_by(root)
         if form is not None:
             names = [os.fsencode(part) for part in inside.relative_to(root).parts]
-            return Place(root, form["server"], form["space"], Path(form["token_file"]), names)
+            token_file = Path(form["token_file"])
+            ca_file = form.get("ca_file", "")
+            return Place(root, form["server"], form["space"], token_file, names, ca_file)
     raise EverfoldError(Kind.INVALID, "not inside an Everfold folder", path)
 
 

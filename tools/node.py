@@ -109,8 +109,7 @@ def _add_repair(actions: command.Verbs) -> None:
 
 
 def _api(args: argparse.Namespace) -> Api:
-    login = Home().login(args.server)
-    return Api(login.server, login.token)
+    return Home().login(args.server).api()
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -196,7 +195,7 @@ def _grow(embedded: Embedded) -> None:
     os.kill(pid, signal.SIGHUP)
     name, ends = f"dn{chosen.nodes}", time.monotonic() + NEW_S
     token = embedded.token_file.read_text(encoding="ascii").strip()
-    with Api(f"http://127.0.0.1:{chosen.port}", token) as api:
+    with Api(chosen.url, token, chosen.ca_file) as api:
         while not _is_up(api.nodes(), name):
             if time.monotonic() > ends:
                 raise EverfoldError(Kind.TIMEOUT, f"not up after {NEW_S:g} s", name)

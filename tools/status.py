@@ -7,7 +7,6 @@ import os
 import threading
 from typing import Any, Final
 
-from everfold.api import Api
 from everfold.errors import EverfoldError, Kind
 from tools import command, mountpoint
 from tools.home import Home
@@ -36,7 +35,7 @@ def add(verbs: command.Verbs) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the state."""
     login = Home().login(args.server)
-    with Api(login.server, login.token) as api:
+    with login.api() as api:
         status = api.status()
     mounts = [of_folder(path) for path in args.dirs] or on_this_machine(login.server)
     if args.json:

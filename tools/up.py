@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from everfold import config
+from everfold import config, tls
 from everfold.api import Api
 from everfold.errors import EverfoldError, Kind
 from nameserver.secretfile import Secrets
@@ -38,6 +38,7 @@ _PASSED_ON = (
     "DEFAULT_QUOTA",
     "EVERFOLD_ADMIN_PASSWORD",
 )
+_TLS = (config.TLS_CERT, config.TLS_KEY, config.CA_FILE)
 _SECRET_NAMES = ("SECRET_KEY", "JWT_SECRET_KEY", "CLUSTER_SECRET", "EVERFOLD_ADMIN_PASSWORD")
 
 
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.port is not None and not 0 <= args.port <= 65535:
         raise EverfoldError(Kind.INVALID, "a port is a number from 0 to 65535", "--port")
     settings = config.from_args(args, os.environ)
+    tls.certificate(settings.tls_cert, settings.tls_key)  # of no use: said here, in one line
     data = args.data or settings.storage_path
     if not data:
         raise EverfoldError(Kind.INVALID, "say where the data are to lie", "--data")
@@ -96,6 +98,7 @@ class Cluster:
         own = config.as_environment(settings)
         self._secrets = {k: own.get(k, v) for k, v in embedded.secrets().items()}
         self._chosen = self._choose(args)
+        self._chosen.ca_file = settings.ca_file
         self._admin: dict[str, str] = {}
         self._database = embedded.path / "nameserver" / "nameserver.db"
         self._nameserver = self._make_nameserver()
@@ -145,7 +148,9 @@ class Cluster:
             "PYTHONUNBUFFERED": "1",
             "MALLOC_ARENA_MAX": "2",  # else each of many threads keeps freed buffers of its own
         }
-        return {**clean, **told, **own}
+        values = config.as_environment(self._settings)
+        trust = {name: values[name] for name in _TLS if name in values}
+        return {**clean, **told, **trust, **own}
 
     def _make_nameserver(self) -> Child:
         values = config.as_environment(self._settings)
@@ -204,7 +209,10 @@ class Cluster:
     @property
     def _url(self) -> str:
         assert self._nameserver.ready is not None
-        return str(self._nameserver.ready["url"])
+        url = str(self._nameserver.ready["url"])
+        if self._settings.tls_cert:  # no certificate is for these
+            url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+        return url
 
     # ------------------------------------------------------------ the life of it
 
@@ -242,7 +250,7 @@ class Cluster:
         assert child.ready is not None
         port = urlsplit(str(child.ready["url"])).port or 0
         if child is self._nameserver:
-            self._chosen.port = port
+            self._chosen.port, self._chosen.url = port, self._url
         else:
             self._chosen.node_ports[child.name] = port
         self._embedded.choose(self._chosen)
@@ -270,7 +278,7 @@ class Cluster:
         """Tell whether the nameserver has heard of all our nodes since their start."""
         token = self._embedded.token_file.read_text(encoding="ascii").strip()
         try:
-            with Api(self._url, token) as api:
+            with Api(self._url, token, self._settings.ca_file) as api:
                 silent = {n["id"] for n in api.nodes() if n["state"] in ("down", "suspect")}
                 known = {n["id"] for n in api.nodes()}
         except EverfoldError as err:

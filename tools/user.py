@@ -63,8 +63,7 @@ def add(verbs: command.Verbs) -> None:
 
 
 def _api(args: argparse.Namespace) -> Api:
-    login = Home().login(args.server)
-    return Api(login.server, login.token)
+    return Home().login(args.server).api()
 
 
 def run_add(args: argparse.Namespace) -> int:
@@ -100,7 +99,7 @@ def run_passwd(args: argparse.Namespace) -> int:
     password = read_password(args.password_stdin, f"New password of {args.username}: ")
     home = Home()
     login = home.login(args.server)
-    with Api(login.server, login.token) as api:
+    with login.api() as api:
         api.set_password(args.username, password)
         if login.username == args.username:  # our own token is dead now
             log_in(home, api, args.username, password, platform.node())
