@@ -18,6 +18,7 @@ from everfold.model import NodeState
 from everfold.services import Clock
 from nameserver import gc, tasks
 from nameserver.db import Database
+from nameserver.files.uploads import expire
 from nameserver.nodes import NodeBook
 from nameserver.policy import Policy
 from nameserver.rounds import Rounds
@@ -100,6 +101,7 @@ class Driver:
         self._repair(now)
         if now >= self._gc_at:
             self._gc_at = now + self._policy.gc_interval_s
+            expire(self._db, self._clock, self._policy)
             gone = gc.collect(self._db, self._clock, self._policy)
             if gone:
                 _log.info("%d blocks that nothing names are dropped", gone)

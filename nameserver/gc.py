@@ -1,4 +1,4 @@
-"""Garbage: blocks that no extent of any moment names, and that nobody asked for lately.
+"""Garbage: blocks that no extent of any moment names, no upload, and nobody asked for lately.
 
 There are no reference counters that could drift: the extents are asked. A client that is
 about to use a block has planned it, which renews its grace; a commit touches its row, so on
@@ -17,6 +17,8 @@ _ROUND = 500
 _UNNAMED = (
     "NOT EXISTS (SELECT 1 FROM extent e WHERE e.space_id = block.space_id"
     " AND e.block = block.block)"
+    " AND NOT EXISTS (SELECT 1 FROM upload_block u WHERE u.space_id = block.space_id"
+    " AND u.block = block.block)"
 )
 
 

@@ -98,6 +98,35 @@ def tables(db: pw.Database) -> SimpleNamespace:
         class Meta:
             indexes = ((("space", "ino"), False),)
 
+    class Upload(Base):
+        """A file that comes in several requests (`nameserver.files.uploads`). Its first `off`
+        bytes are on the nodes: the blocks of its `UploadBlock`s. `ino`: 0 until it is kept."""
+
+        id = pw.TextField(primary_key=True)
+        user = pw.ForeignKeyField(User, column_name="user_id", on_delete="CASCADE")
+        space = pw.IntegerField(column_name="space_id")
+        path = pw.TextField()
+        size = pw.BigIntegerField()
+        offset = pw.BigIntegerField(column_name="off", default=0)
+        ino = pw.BigIntegerField(default=0)
+        created_ns = pw.BigIntegerField()
+        touched_ns = pw.BigIntegerField()  # of one that is left alone for long nothing stays
+        writer = pw.TextField(default="")  # the request that adds to it, "": none
+        writer_until_ns = pw.BigIntegerField(default=0)  # then another may take its place
+
+    class UploadBlock(Base):
+        """A block of an upload that is not kept yet: no garbage."""
+
+        upload = pw.ForeignKeyField(Upload, column_name="upload_id", on_delete="CASCADE")
+        offset = pw.BigIntegerField(column_name="off")
+        space = pw.IntegerField(column_name="space_id")
+        block = pw.BlobField()
+        size = pw.IntegerField()
+
+        class Meta:
+            primary_key = pw.CompositeKey("upload", "offset")
+            indexes = ((("space", "block"), False),)
+
     class SyncPosition(Base):
         """How far a device followed a space's events: all up to number `part` of commit `seq`."""
 
@@ -398,8 +427,9 @@ def tables(db: pw.Database) -> SimpleNamespace:
             without_rowid = is_sqlite
 
     every = [
-        Meta, User, Device, Audit, Share, SyncPosition, Space, CommitLog, Inode, Entry, Extent,
-        Xattr, Version, Mount, FileLock, LockWait, LockLease, LockAsk, Node, Block, Replica, Task,
+        Meta, User, Device, Audit, Share, Upload, UploadBlock, SyncPosition, Space, CommitLog,
+        Inode, Entry, Extent, Xattr, Version, Mount, FileLock, LockWait, LockLease, LockAsk, Node,
+        Block, Replica, Task,
     ]  # fmt: skip
     return SimpleNamespace(**{model.__name__: model for model in every}, all=every)
 

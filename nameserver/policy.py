@@ -37,6 +37,7 @@ class Policy:
     surplus_s: float = 20.0  # a copy too many is dropped when all was calm for so long
     gc_grace_s: float = DAY_S
     gc_interval_s: float = 60.0
+    upload_ttl_s: float = DAY_S  # an upload that nobody goes on with is forgotten
     lease_s: float = 3.0  # of the one process that plans
 
     write_lease_s: float = 5.0  # a holder silent for longer has lost the write lease

@@ -189,6 +189,10 @@ Build = Callable[[Draft], Told]
 After = Callable[[Cx], object]
 
 
+def nothing_else(cx: Cx) -> None:
+    """Do nothing after a change: the usual `After`."""
+
+
 class Changes:
     """Commits drafts. Thread-safe."""
 
@@ -210,7 +214,7 @@ class Changes:
         author: Author,
         build: Build,
         stored: Sequence[wire.Stored] = (),
-        after: After = lambda cx: None,
+        after: After = nothing_else,
     ) -> Item | None:
         """Apply what `build` drafts, durably; return what it wants to tell of.
 

@@ -83,6 +83,13 @@ class Intake:
         if self._room is not None and size > self._room:
             raise EverfoldError(Kind.QUOTA, "the quota leaves no room for this file")
 
+    def safe(self) -> Content:
+        """Return the beginning that is on enough datanodes by now; waits for nothing."""
+        while self._under_way and self._under_way[0].done() and not self._under_way[0].exception():
+            self._receive()
+        size = self._extents[-1].end if self._extents else 0
+        return Content(size, self._extents, self._stored)
+
     def end(self) -> Content:
         """Return the content once all of it is on enough datanodes."""
         if self._gathered:
@@ -114,7 +121,8 @@ class Intake:
         return self._blocks.put(self._space, blockid.name_of(data), data)
 
     def _receive(self) -> None:
-        stored = self._under_way.popleft().result()
+        stored = self._under_way[0].result()  # one that failed stays: nothing comes after it
+        self._under_way.popleft()
         offset = self._extents[-1].end if self._extents else 0
         self._extents.append(Extent(offset, stored.size, stored.block))
         self._stored.append(stored)

@@ -18,7 +18,7 @@ from nameserver.files import paths
 from nameserver.files.blocks import Blocks, Connect
 from nameserver.files.browse import Page, View, containing
 from nameserver.files.budget import BUDGET, Budget
-from nameserver.files.changes import Changes, Draft, need
+from nameserver.files.changes import After, Changes, Draft, need, nothing_else
 from nameserver.files.events import Events
 from nameserver.files.figures import Figures
 from nameserver.files.intake import Content, Intake
@@ -28,6 +28,7 @@ from nameserver.files.paths import FileId
 from nameserver.files.purge import forget
 from nameserver.files.replicas import replica_map
 from nameserver.files.shares import Shares
+from nameserver.files.uploads import Uploads
 from nameserver.gate import Identity
 from nameserver.tree import checks
 from nameserver.tree.batch import Author
@@ -67,10 +68,12 @@ class FileService:
         self._service = service
         self._db = service.db
         self._pool = ThreadPoolExecutor(_THREADS, "files")
+        self.upload_ttl_s = service.policy.upload_ttl_s
         self.room_in, self.room_out = Budget(BUDGET), Budget(BUDGET)
         self.blocks = Blocks(service.ledger, service.clock, service.policy, connect)
         self.figures = Figures(service.db, service.clock)
         self.shares = Shares(service, self)
+        self.uploads = Uploads(service, self)
         self.events = Events(service.db, service.clock, service.bell)
         self._changes = Changes(
             service.db, service.clock, service.policy, service.ledger, service.bell, service.leases
@@ -175,15 +178,20 @@ class FileService:
             row = cx.one("SELECT quota FROM account WHERE id = ?", me.who.user)
         return int(row[0]) if row and row[0] else None
 
-    def keep(self, me: Visitor, path: Sequence[bytes], content: Content) -> Item:
-        """Let a path have this content from now on. QUOTA, IS_DIR, NOT_DIR; nothing else stays."""
+    def keep(
+        self, me: Visitor, path: Sequence[bytes], content: Content, after: After = nothing_else
+    ) -> Item:
+        """Let a path have this content from now on. QUOTA, IS_DIR, NOT_DIR; nothing else stays.
+
+        `after` runs in the same transaction.
+        """
         paths.check_extension(path[-1], self._service.policy.allowed_extensions)
 
         def build(draft: Draft) -> Sequence[bytes]:
             draft.write(path, content)
             return path
 
-        return need(self._changes.apply(me.space, me.author, build, content.stored))
+        return need(self._changes.apply(me.space, me.author, build, content.stored, after))
 
     def target(
         self, me: Visitor, path: str, filename: str, within: FileId | None = None

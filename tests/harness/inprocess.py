@@ -14,6 +14,7 @@ from types import TracebackType
 from datanode.beat import Beat
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError, Kind
+from everfold.exchange import Front
 from everfold.http import Answer, Body, WsgiTransport
 from everfold.model import BlockId, Node, SpaceId
 from everfold.nameclient import NameClient
@@ -95,6 +96,7 @@ class InProcessCluster:
         self.db = Database(database or f"sqlite:///{folder}/nameserver.db")
         keys = Secrets("s" * 32, "j" * 32, SECRET)
         self.links: dict[str, Switched] = {}  # to the datanodes, by URL
+        self._others: list[Service] = []
         self.service = Service(self.db, SystemClock(), policy, keys, self.links.__getitem__)
         self.app = create_app(self.service)
         self.nameserver = Switched(WsgiTransport(self.app, "http://ns.test"))
@@ -115,6 +117,14 @@ class InProcessCluster:
         assert beat.beat()
         beat.start()
         self._beats.append(beat)
+
+    def second_app(self) -> Front:
+        """Return another nameserver on the same database."""
+        keys = Secrets("s" * 32, "j" * 32, SECRET)
+        policy = self.service.policy
+        other = Service(self.db, SystemClock(), policy, keys, self.links.__getitem__)
+        self._others.append(other)
+        return create_app(other)
 
     def user(self, name: str) -> str:
         """Make a user; return a token of theirs."""
@@ -172,5 +182,6 @@ class InProcessCluster:
             beat.close()
         for node in self.nodes.values():
             node.close()
-        self.service.stop()
+        for service in (*self._others, self.service):
+            service.stop()
         self.db.close()
