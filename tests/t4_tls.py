@@ -59,8 +59,10 @@ def test_the_folder_works_and_every_address_is_https(secret: RealCluster) -> Non
 @pytest.mark.fuse
 def test_nodes_copy_from_each_other(secret: RealCluster, authority: Authority) -> None:
     folder = secret.folder / "folder"
-    (folder / "copied").write_bytes(BIG)
-    with (folder / "copied").open("rb") as file:
+    files = [folder / f"copied{k}" for k in range(8)]  # some of them on dn1, surely
+    for k, path in enumerate(files):
+        path.write_bytes(BIG[k:200_000])
+    with files[-1].open("rb") as file:
         os.fsync(file.fileno())
     api = Api(secret.url, ca_file=str(authority.ca_file))
     api.login("admin", PASSWORD)
@@ -70,7 +72,7 @@ def test_nodes_copy_from_each_other(secret: RealCluster, authority: Authority) -
     api.repair_node("dn1")
     api.close()
 
-    assert (folder / "copied").read_bytes() == BIG
+    assert [path.read_bytes() for path in files] == [BIG[k:200_000] for k in range(8)]
 
 
 def test_whoever_does_not_know_the_authority_is_told(secret: RealCluster, tmp_path: Path) -> None:
