@@ -92,7 +92,7 @@ class Beat(threading.Thread):
         if self._failures:
             log.info("the nameserver answers again")
         self._failures = 0
-        self._node.ledger.confirm(news)
+        self._node.was_told(beat, news)
         self._has_more = not news.is_all
         self._interval_s = min(max(reply.beat_s, 0.01), 60.0)
         for command in reply.commands:

@@ -59,6 +59,7 @@ class Node:
         self.ledger = Ledger()
         self.counters: Counter[str] = Counter()
         self.on_urgent: Callable[[], None] = lambda: None  # something to tell at once
+        self._moved_told = 0, 0  # bytes in and out, of beats that were answered
         self._counter_lock = threading.Lock()  # guards counters; a leaf
         self._files = files or Files()
         with translated(str(root)):
@@ -145,7 +146,7 @@ class Node:
         self._require_serving()
         file = self.store.open_file(space, block)
         if file is not None:
-            self.count("gets")
+            self._count_gets(1, os.fstat(file.fileno()).st_size)
         return file
 
     def get_many(
@@ -251,8 +252,16 @@ class Node:
             bad=news.bad,
             digests=news.digests,
             lists=news.lists,
+            took=self.counters["bytes_in"] - self._moved_told[0],
+            gave=self.counters["bytes_out"] - self._moved_told[1],
         )
         return beat, news
+
+    def was_told(self, beat: wire.Heartbeat, news: News) -> None:
+        """Note that a beat was answered."""
+        self.ledger.confirm(news)
+        took, gave = self._moved_told
+        self._moved_told = took + beat.took, gave + beat.gave
 
     def count(self, what: str, by: int = 1) -> None:
         """Add to a counter of /metrics."""

@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"first admin: {admin.username} password: {admin.password}", file=sys.stderr)
     _log.info("serving at %s", url)
     service.driver.start()
+    service.load.start()
     if args.ready_file is not None:
         _write_ready(args.ready_file, url, admin)
     serving.serve(

@@ -2,7 +2,7 @@
 
 A login that fails tells nothing: an unknown name, a wrong password and a disabled account
 sound the same and take as long. Every user has a home space of the same name from the first
-moment. Changing a password ends all tokens of the user (`token_gen`).
+moment. Changing a password ends all tokens of the user (`token_gen`). There is always an admin.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from everfold.services import Clock
 from nameserver import passwords
 from nameserver.audit import note
 from nameserver.db import Cx, Database, Row
+from nameserver.guessing import LOGIN_FAILED, Guessing
 from nameserver.policy import Policy
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]{1,190}")
 ADMIN, USER = "admin", "user"
-LOGIN_FAILED = "login.failed"
 
 MakeSpace = Callable[[Cx, int, str, int], object]
 """(transaction, owner, name, now_ns): make a space with an empty root."""
@@ -39,6 +39,8 @@ class User(NamedTuple):
     created_ns: int
     is_disabled: bool
     token_gen: int
+    used: int = 0  # bytes of the files in all spaces of the user
+    history: int = 0  # bytes that only history needs; the quota does not count them
 
     def to_json(self) -> dict[str, object]:
         """Return what the JSON routes tell."""
@@ -48,12 +50,17 @@ class User(NamedTuple):
             "email": self.email,
             "role": self.role,
             "quota": self.quota,
+            "used_bytes": self.used,
+            "history_bytes": self.history,
             "created_at": self.created_ns / 1e9,
             "disabled": self.is_disabled,
         }
 
 
 _COLUMNS = "id, name, email, role, quota, created_ns, is_disabled, token_gen"
+_SUM = "(SELECT CAST(COALESCE(SUM({}), 0) AS BIGINT) FROM space s WHERE s.owner_id = account.id)"
+_USAGE = f"{_SUM.format('s.live_bytes')}, {_SUM.format('s.history_bytes')}"
+_ADMINS = "SELECT name FROM account WHERE role = 'admin' AND is_disabled = 0"
 
 
 def _user(row: Row) -> User:
@@ -69,6 +76,7 @@ class Accounts:
         self._clock = clock
         self._policy = policy
         self._make_space = make_space
+        self._guessing = Guessing(db, clock, policy)
         self._nobody = passwords.hashed("nobody has this password", policy.bcrypt_rounds)
 
     def create(
@@ -80,9 +88,13 @@ class Accounts:
         *,
         quota: int | None = None,
         author: str = "",
+        also: Callable[[Cx, User], None] = lambda cx, user: None,
     ) -> User:
-        """Make a user with an empty home space. EXISTS when name or e-mail are taken."""
-        email = email or None
+        """Make a user with an empty home space. EXISTS when name or e-mail are taken.
+
+        `also` is done in the same transaction; what it raises undoes all.
+        """
+        email = _plain(email)
         _check_name(name)
         _check_email(email)
         passwords.check_choice(password)
@@ -107,6 +119,7 @@ class Accounts:
                 raise EverfoldError(Kind.EXISTS, "the name or e-mail is taken", name)
             user = _user(made)
             self._make_space(cx, user.id, name, now)
+            also(cx, user)
             note(cx, now, author or name, "user.create", name, role)
         return user
 
@@ -115,11 +128,12 @@ class Accounts:
 
         UNAUTHENTICATED for anything that is wrong; RATE_LIMITED after too many of these.
         """
-        self._refuse_guessing(name, address)
-        column = "email" if "@" in name else "name"
+        self._guessing.check(name, address)
+        column = "lower(email)" if "@" in name else "name"
         with self._db.read() as cx:
             row = cx.one(
-                f"SELECT {_COLUMNS}, password_hash FROM account WHERE {column} = ?", name[:255]
+                f"SELECT {_COLUMNS}, password_hash FROM account WHERE {column} = ?",
+                (name.lower() if "@" in name else name)[:255],
             )
         is_right = passwords.matches(
             password[: passwords.PASSWORD_MAX], row[8] if row else self._nobody
@@ -130,31 +144,21 @@ class Accounts:
             raise EverfoldError(Kind.UNAUTHENTICATED, "wrong name or password")
         return _user(row)
 
-    def _refuse_guessing(self, name: str, address: str) -> None:
-        since = self._clock.time_ns() - int(self._policy.login_window_s * 1e9)
-        sql = "SELECT count(*) FROM audit WHERE at_ns > ? AND action = ? AND author = ?"
-        with self._db.read() as cx:
-            anywhere = cx.one(sql, since, LOGIN_FAILED, name[:255])
-            here = cx.one(sql + " AND detail = ?", since, LOGIN_FAILED, name[:255], address)
-        if (here and here[0] >= self._policy.login_failures) or (
-            anywhere and anywhere[0] >= self._policy.login_failures_name
-        ):
-            raise EverfoldError(Kind.RATE_LIMITED, "too many failed logins; try again later")
-
     # ------------------------------------------------------------ looking
 
     def get(self, name: str) -> User:
         """Return a user by name; NOT_FOUND."""
         with self._db.read() as cx:
-            row = cx.one(f"SELECT {_COLUMNS} FROM account WHERE name = ?", name)
+            row = cx.one(f"SELECT {_COLUMNS}, {_USAGE} FROM account WHERE name = ?", name)
         if row is None:
             raise EverfoldError(Kind.NOT_FOUND, "there is no such user", name[:80])
-        return _user(row)
+        return _user(row)._replace(used=row[8], history=row[9])
 
     def all(self) -> list[User]:
         """Return all users in order of name."""
         with self._db.read() as cx:
-            return [_user(r) for r in cx.all(f"SELECT {_COLUMNS} FROM account ORDER BY name")]
+            rows = cx.all(f"SELECT {_COLUMNS}, {_USAGE} FROM account ORDER BY name")
+        return [_user(row)._replace(used=row[8], history=row[9]) for row in rows]
 
     # ------------------------------------------------------------ changing
 
@@ -174,7 +178,7 @@ class Accounts:
 
     def set_email(self, user: User, email: str | None) -> User:
         """Change a user's e-mail address ("" or None: none). EXISTS when another has it."""
-        email = email or None
+        email = _plain(email)
         _check_email(email)
         with self._db.write() as cx:
             other = cx.one("SELECT 1 FROM account WHERE email = ? AND id <> ?", email, user.id)
@@ -183,26 +187,56 @@ class Accounts:
             cx.run("UPDATE account SET email = ? WHERE id = ?", email, user.id)
         return user._replace(email=email)
 
+    def end_tokens(self, user: User) -> None:
+        """End all tokens of a user, everywhere."""
+        with self._db.write() as cx:
+            cx.run("UPDATE account SET token_gen = token_gen + 1 WHERE id = ?", user.id)
+            note(cx, self._clock.time_ns(), user.name, "user.revoke", user.name)
+
     def disable(self, name: str, is_disabled: bool, author: str) -> None:
         """Keep a user out (all tokens end), or let one in again. The last admin stays."""
+        self.change(name, author, is_disabled=is_disabled)
+
+    def change(
+        self,
+        name: str,
+        author: str,
+        *,
+        quota: int | None = None,
+        role: str | None = None,
+        is_disabled: bool | None = None,
+    ) -> None:
+        """Change what of a user an admin decides; None leaves it. The last admin stays one.
+
+        Who is disabled loses all tokens, for good. NOT_FOUND, INVALID, NOT_PERMITTED.
+        """
+        if role not in (None, ADMIN, USER):
+            raise EverfoldError(Kind.INVALID, "a role is user or admin", str(role)[:80])
         with self._db.write() as cx:
-            row = cx.one("SELECT role FROM account WHERE name = ?", name)
+            lock = " FOR UPDATE" if cx.is_postgres else ""
+            admins = {row[0] for row in cx.all(_ADMINS + lock)}
+            row = cx.one("SELECT is_disabled FROM account WHERE name = ?", name)
             if row is None:
                 raise EverfoldError(Kind.NOT_FOUND, "there is no such user", name[:80])
-            others = cx.one(
-                "SELECT count(*) FROM account"
-                " WHERE role = 'admin' AND is_disabled = 0 AND name <> ?",
-                name,
-            )
-            if is_disabled and row[0] == ADMIN and not (others and others[0]):
+            if (role == USER or is_disabled) and admins == {name}:
                 raise EverfoldError(Kind.NOT_PERMITTED, "this is the last admin", name)
             cx.run(
-                "UPDATE account SET is_disabled = ?, token_gen = token_gen + 1 WHERE name = ?",
-                int(is_disabled),
+                "UPDATE account SET quota = coalesce(?, quota), role = coalesce(?, role),"
+                " is_disabled = coalesce(?, is_disabled), token_gen = token_gen + ?"
+                " WHERE name = ?",
+                quota,
+                role,
+                None if is_disabled is None else int(is_disabled),
+                int(is_disabled is not None and bool(row[0]) != is_disabled),
                 name,
             )
-            action = "user.disable" if is_disabled else "user.enable"
-            note(cx, self._clock.time_ns(), author, action, name)
+            now = self._clock.time_ns()
+            if is_disabled is not None and bool(row[0]) != is_disabled:
+                note(cx, now, author, "user.disable" if is_disabled else "user.enable", name)
+            if quota is not None:
+                note(cx, now, author, "user.quota", name, str(quota))
+            if role is not None:
+                note(cx, now, author, "user.role", name, role)
 
     def has_any(self) -> bool:
         """Tell whether there is a user at all: without one this is a first start."""
@@ -215,6 +249,11 @@ def _check_name(name: str) -> None:
         raise EverfoldError(
             Kind.INVALID, "a user name is 1 to 64 letters, digits, dots, dashes", name[:80]
         )
+
+
+def _plain(email: str | None) -> str | None:
+    """Return an address as it is kept and looked for: in small letters, None for none."""
+    return email.lower() if email else None
 
 
 def _check_email(email: str | None) -> None:

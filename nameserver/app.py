@@ -11,6 +11,7 @@ from everfold.errors import EverfoldError, Kind
 from everfold.exchange import Front
 from everfold.log import adopt_request_id, request_id
 from everfold.wire import REQUEST_ID
+from nameserver import audit
 from nameserver.routes import (
     admin,
     files,
@@ -20,6 +21,7 @@ from nameserver.routes import (
     shares,
     storage,
     sync,
+    teams,
     uploads,
     versions,
     web,
@@ -58,11 +60,17 @@ def create_app(service: Service) -> Front:
     app.register_blueprint(shares.blueprint(service.files, guard))
     app.register_blueprint(storage.blueprint(service, guard))
     app.register_blueprint(sync.blueprint(service, guard))
+    app.register_blueprint(teams.blueprint(service, guard))
     _health(app, service)
 
     @app.before_request
     def adopt() -> None:
         adopt_request_id(request.environ.get("HTTP_X_REQUEST_ID"))
+        audit.came_from(request.remote_addr or "")
+
+    @app.teardown_request
+    def forget(err: BaseException | None) -> None:
+        audit.came_from("")
 
     @app.after_request
     def tell(answer: Response) -> Response:
@@ -72,7 +80,7 @@ def create_app(service: Service) -> Front:
     app.register_error_handler(EverfoldError, _known)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _unknown)
-    return Front(hot.HotCalls(service), app)
+    return service.load.traffic.counted(Front(hot.HotCalls(service), app))
 
 
 def _known(err: EverfoldError) -> Response:
@@ -97,6 +105,8 @@ def _answer(err: EverfoldError, status: int) -> Response:
     answer.status_code = status
     if status == 401:
         answer.headers["WWW-Authenticate"] = 'Bearer realm="everfold"'
+    if err.kind is Kind.RATE_LIMITED:  # its subject is the seconds to wait
+        answer.headers["Retry-After"] = err.subject if err.subject.isdigit() else "60"
     return answer
 
 

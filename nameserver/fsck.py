@@ -2,7 +2,8 @@
 
 Reads only; what it makes the nodes do is to list what they have, and it is the ordinary
 reconciliation of those lists that sets the map right. An answer is of one moment: everything
-about the tree is read in one transaction.
+about the tree is read in one transaction. Told to repair, it writes down afterwards what
+follows from other rows: the sums of what spaces use. Nothing else is ever changed.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import threading
 from typing import Any, NamedTuple
 
-from everfold.model import NodeId, NodeState
+from everfold.model import NodeId, NodeState, SpaceId
 from everfold.services import Clock
-from nameserver import tasks
+from nameserver import tasks, usage
+from nameserver.audit import note
 from nameserver.beats import DRIFT
 from nameserver.db import Cx, Database
 from nameserver.nodes import LIVE, NodeBook
@@ -140,11 +142,12 @@ class Fsck:
         """Let whoever waits for the nodes' answers go on without them."""
         self._stopped.set()
 
-    def run(self, deadline_s: float = 60.0) -> Json:
+    def run(self, deadline_s: float = 60.0, is_repairing: bool = False) -> Json:
         """Return ``{"errors": [...], "warnings": [...], counts…}``; sound when errors is empty.
 
         Nodes that do not answer within `deadline_s` are told as an error; nodes that are
-        known to be away are only a warning, since their copies count for nothing.
+        known to be away are only a warning, since their copies count for nothing. What is
+        repaired is told in `repaired`, and no error any more.
         """
         began = self._clock.time_ns()
         errors = self._ask_nodes(deadline_s)
@@ -155,14 +158,27 @@ class Fsck:
                 errors += _found(check, cx.all(f"{check.sql} LIMIT {SHOWN}"))
             errors += self._drift(cx, began)
             errors += self._too_few(cx, live)
+            sums = usage.drifted(cx)
             counts = self._counts(cx)
+        told = [_sums(space, *pair) for space, pair in sums.items()][:SHOWN]
+        if is_repairing:
+            self._repair(list(sums))
+        else:
+            errors += told
         away = [m.public for m in self._nodes.members().values() if m.state not in LIVE]
         warnings = [
             {"kind": "node_away", "message": f"the node is {n.state.value}", "subject": n.id}
             for n in away
             if n.state is not NodeState.REMOVED
         ]
-        return {"errors": errors, "warnings": warnings, **counts}
+        repaired = told if is_repairing else []
+        return {"errors": errors, "warnings": warnings, "repaired": repaired, **counts}
+
+    def _repair(self, spaces: list[SpaceId]) -> None:
+        for space in spaces:
+            with self._db.write() as cx:
+                usage.repair(cx, space)
+                note(cx, self._clock.time_ns(), "fsck", "usage.repair", str(space))
 
     # ------------------------------------------------------------ the nodes
 
@@ -236,6 +252,15 @@ class Fsck:
         }
         rows = {name: cx.one(sql) for name, sql in counted.items()}
         return {name: int(row[0]) if row else 0 for name, row in rows.items()}
+
+
+def _sums(space: SpaceId, known: usage.Usage, true: usage.Usage) -> Json:
+    parts = [
+        f"{name} is noted as {a}, counted {b}"
+        for name, a, b in zip(known._fields, known, true, strict=True)
+        if a != b
+    ]
+    return {"kind": "usage", "message": "; ".join(parts), "subject": f"space {space}"}
 
 
 def _found(check: _Check, rows: list[tuple[Any, ...]]) -> list[Json]:

@@ -59,7 +59,10 @@ def tables(db: pw.Database) -> SimpleNamespace:
             table_name = "account"  # "user" is a reserved word of SQL
 
     class Device(Base):
-        """A machine or program that a user lets in; revoked devices' tokens are dead."""
+        """A machine or program that a user lets in; revoked devices' tokens are dead.
+
+        A mount is a device of its own; its `parent` is the one whose login it was mounted with,
+        and ends with it."""
 
         id = pw.TextField(primary_key=True)
         user = pw.ForeignKeyField(User, column_name="user_id", on_delete="CASCADE")
@@ -68,15 +71,53 @@ def tables(db: pw.Database) -> SimpleNamespace:
         created_ns = pw.BigIntegerField()
         seen_ns = pw.BigIntegerField(default=0)
         is_revoked = pw.SmallIntegerField(default=0)
+        parent = pw.TextField(default="", index=True, constraints=[pw.SQL("DEFAULT ''")])
+
+    class RevokedToken(Base):
+        """A token that was ended by itself, until it would have expired."""
+
+        id = pw.TextField(primary_key=True)
+        until_ns = pw.BigIntegerField(index=True)
+
+    class Invitation(Base):
+        """Lets one person register. `id` is made of the secret, which is not stored."""
+
+        id = pw.TextField(primary_key=True)
+        author = pw.TextField()
+        email = pw.TextField(default="")  # who may use it, "": whoever has it
+        role = pw.TextField(default="user")
+        quota = pw.BigIntegerField(default=0)
+        created_ns = pw.BigIntegerField()
+        expires_ns = pw.BigIntegerField()
+        used_ns = pw.BigIntegerField(default=0)  # 0: it is good
+        used_by = pw.TextField(default="")
 
     class Audit(Base):
-        """Who did what: logins, user and node administration."""
+        """Who did what, from where: logins, shares, devices, user and node administration."""
 
         at_ns = pw.BigIntegerField(index=True)
         author = pw.TextField()
         action = pw.TextField()
         subject = pw.TextField(default="")
         detail = pw.TextField(default="")
+        address = pw.TextField(default="")  # of the client, "": it came from no request
+
+    class Load(Base):
+        """What a process answered in a step of `nameserver.load`: bytes of bodies, bytes that
+        datanodes told it of, and the durations (packed `everfold.durations`)."""
+
+        at_s = pw.BigIntegerField()  # the step's beginning, in seconds since the epoch
+        process = pw.TextField()
+        requests = pw.BigIntegerField()
+        bytes_in = pw.BigIntegerField()
+        bytes_out = pw.BigIntegerField()
+        stored = pw.BigIntegerField()
+        fetched = pw.BigIntegerField()
+        durations = pw.BlobField()
+
+        class Meta:
+            primary_key = pw.CompositeKey("at_s", "process")
+            without_rowid = is_sqlite
 
     # ------------------------------------------------------------ spaces and their tree
 
@@ -157,9 +198,34 @@ def tables(db: pw.Database) -> SimpleNamespace:
         lease_recalled = pw.BigIntegerField(default=0)  # the epoch that another wants ended
         lease_recalled_ns = pw.BigIntegerField(default=0)  # when it said so
         created_ns = pw.BigIntegerField()
+        teams_gen = pw.BigIntegerField(default=0)  # moves on when a junction in it changes
 
         class Meta:
             indexes = ((("owner", "name"), True),)
+
+    class Team(Base):
+        """A team folder: a space that has members (docs/adr/0007). Of one that was deleted the
+        owner still has the history, and may bring it back."""
+
+        space = pw.IntegerField(column_name="space_id", primary_key=True)
+        name = pw.TextField()  # as it was made; each member may call it otherwise
+        created_ns = pw.BigIntegerField()
+        deleted_ns = pw.BigIntegerField(default=0)  # 0: it lives
+
+    class Member(Base):
+        """Somebody who may use a team folder, its owner among them. `ino` is the junction: the
+        directory in their home space that leads into it, always empty itself."""
+
+        space = pw.IntegerField(column_name="space_id")
+        user = pw.ForeignKeyField(User, column_name="user_id", on_delete="CASCADE")
+        permission = pw.TextField()  # "owner" | "write" | "read"
+        home = pw.IntegerField(column_name="home_id")
+        ino = pw.BigIntegerField()
+        added_ns = pw.BigIntegerField()
+
+        class Meta:
+            primary_key = pw.CompositeKey("space", "user")
+            indexes = ((("home", "ino"), True),)
 
     class CommitLog(Base):
         """commit(seq) -> when and by whom; `at_ns` rises with `seq`.
@@ -311,6 +377,8 @@ def tables(db: pw.Database) -> SimpleNamespace:
         results = pw.BlobField(default=b"")
         seen_ns = pw.BigIntegerField()
         is_read_only = pw.SmallIntegerField(default=0)  # as it said itself; its commits fail
+        # the commit up to which it followed the feed
+        position = pw.BigIntegerField(default=0, constraints=[pw.SQL("DEFAULT 0")])
 
         class Meta:
             primary_key = pw.CompositeKey("space", "id")
@@ -427,9 +495,9 @@ def tables(db: pw.Database) -> SimpleNamespace:
             without_rowid = is_sqlite
 
     every = [
-        Meta, User, Device, Audit, Share, Upload, UploadBlock, SyncPosition, Space, CommitLog,
-        Inode, Entry, Extent, Xattr, Version, Mount, FileLock, LockWait, LockLease, LockAsk, Node,
-        Block, Replica, Task,
+        Meta, User, Device, RevokedToken, Invitation, Audit, Load, Share, Upload, UploadBlock,
+        SyncPosition, Space, Team, Member, CommitLog, Inode, Entry, Extent, Xattr, Version, Mount,
+        FileLock, LockWait, LockLease, LockAsk, Node, Block, Replica, Task,
     ]  # fmt: skip
     return SimpleNamespace(**{model.__name__: model for model in every}, all=every)
 
@@ -450,11 +518,24 @@ PARTIAL_INDEXES = (
 """What peewee's own index declarations cannot say the same way on both databases."""
 
 
+LATER_COLUMNS = (
+    ("audit", "address", "TEXT NOT NULL DEFAULT ''"),
+    ("device", "parent", "TEXT NOT NULL DEFAULT ''"),
+    ("mount", "position", "BIGINT NOT NULL DEFAULT 0"),
+    ("space", "teams_gen", "BIGINT NOT NULL DEFAULT 0"),
+)
+"""Columns that an earlier version's tables lack."""
+
 FORMER_INDEXES = ("commit_log_space_id_at_ns", "replica_node_prefix")
 
 
 def create(db: pw.Database, models: Any) -> None:
     """Create what is missing, take out what an earlier version had; idempotent."""
+    for table, column, kind in LATER_COLUMNS:
+        known = {found.name for found in db.get_columns(table)} if db.table_exists(table) else ()
+        if known and column not in known:
+            add = f"ALTER TABLE {table} ADD COLUMN {column} {kind}"
+            db.execute_sql(add)  # type: ignore[no-untyped-call]
     db.create_tables(models.all, safe=True)
     for index in FORMER_INDEXES:
         db.execute_sql(f"DROP INDEX IF EXISTS {index}")  # type: ignore[no-untyped-call]

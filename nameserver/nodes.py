@@ -166,9 +166,13 @@ class NodeBook:
         self.forget_picture()
         self._ring()
 
-    def say(self, node: NodeId, wanted: str) -> None:
-        """Write down the admin's word about a node ("" takes it back)."""
-        self.get(node)
+    def say(self, node: NodeId, wanted: str, even_removed: bool = False) -> None:
+        """Write down the admin's word about a node ("" takes it back).
+
+        Of a removed node nobody knows any more, unless `even_removed`: NOT_FOUND.
+        """
+        if not even_removed or node not in self.members():
+            self.get(node)
         with self._db.write() as cx:
             cx.run("UPDATE node SET wanted = ? WHERE id = ?", wanted, node)
             self.tell(cx)

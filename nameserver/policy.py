@@ -51,6 +51,8 @@ class Policy:
     login_window_s: float = 300.0
     login_failures: int = 10  # per name and address, within the window
     login_failures_name: int = 100  # per name from anywhere
+    login_failures_address: int = 60  # per address, whatever the names
+    invitation_ttl_s: float = 7 * DAY_S
     registration: str = "admin"  # "open" | "invite" | "admin"
     default_quota: int = 0
     max_file_size: int = 0  # 0: no limit

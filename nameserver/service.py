@@ -14,12 +14,13 @@ from everfold.model import SIZE_MAX, MountId, NodeId, SpaceId, SpaceUsage
 from everfold.services import Clock
 from everfold.tokens import Signer
 from nameserver import tasks
-from nameserver.accounts import ADMIN, Accounts
+from nameserver.accounts import ADMIN, Accounts, User
 from nameserver.audit import note
 from nameserver.beats import Beats
 from nameserver.blocks import BlockTokens, Ledger
 from nameserver.caller import Caller
 from nameserver.db import Database
+from nameserver.departures import Departures
 from nameserver.devices import Devices
 from nameserver.driver import Driver
 from nameserver.feed import Bell, Feeds
@@ -27,7 +28,9 @@ from nameserver.files.blocks import Connect
 from nameserver.files.service import FileService
 from nameserver.fsck import Fsck
 from nameserver.gate import Gate, Identity
+from nameserver.invitations import Invitations
 from nameserver.leases import Leases
+from nameserver.load import Load
 from nameserver.locks import Locks
 from nameserver.nodes import LIVE, NodeBook
 from nameserver.policy import Policy
@@ -35,6 +38,7 @@ from nameserver.secretfile import Secrets
 from nameserver.sessions import Sessions
 from nameserver.spaces import Spaces
 from nameserver.status import Status
+from nameserver.teams import Teams
 from nameserver.tree import Tree, make_space
 
 FIRST_ADMIN = "admin"
@@ -75,7 +79,7 @@ class Service:
         self.leases = Leases(db, clock, policy, self.bell)
         self.locks = Locks(db, clock, self.bell, policy)
         self.feeds = Feeds(db, clock, self.bell, self.nodes.fresh, self.leases, self.locks.leases)
-        self.spaces = Spaces(db)
+        self.spaces = Spaces(db, clock)
         self.accounts = Accounts(db, clock, policy, make_space)
         self.devices = Devices(db, clock)
         self.sessions = Sessions(
@@ -85,10 +89,14 @@ class Service:
             db, clock, policy, self.accounts, self.devices,
             Signer(keys.jwt_secret_key, clock), cluster,
         )  # fmt: skip
-        self.status = Status(db, clock, policy, self.nodes)
+        self.departures = Departures(db, clock, policy, self.nodes)
+        self.status = Status(db, clock, policy, self.nodes, self.departures)
         self.fsck = Fsck(db, clock, policy, self.nodes)
+        self.load = Load(db, clock)
+        self.invitations = Invitations(db, clock)
         self.driver = Driver(db, clock, policy, self.nodes, self.sessions)
         self.files = FileService(self, connect)
+        self.teams = Teams(self)
 
     def caller(self, who: Identity) -> Caller:
         """Return the nameserver as this caller may use it (`services.NameService`)."""
@@ -99,7 +107,9 @@ class Service:
         named = self.gate.node(token)
         if named not in ("", ask.node):
             raise EverfoldError(Kind.FORBIDDEN, "the token is another node's", ask.node[:80])
-        return self.beats.beat(ask)
+        reply = self.beats.beat(ask)
+        self.load.moved(ask.took, ask.gave)
+        return reply
 
     def first_admin(self, password: str = "") -> FirstAdmin | None:
         """Make the admin when there is no user at all; None when there is one."""
@@ -113,6 +123,27 @@ class Service:
                 return None
             raise
         return FirstAdmin(FIRST_ADMIN, chosen)
+
+    def register(self, name: str, password: str, email: str, invitation: str) -> User:
+        """Make an account for oneself, as `Policy.registration` allows.
+
+        FORBIDDEN where it is closed, or without a good invitation where that is needed. With
+        one, its role and quota are the user's, also where anybody may register.
+        """
+        mode = self.policy.registration
+        if mode == "admin":
+            raise EverfoldError(Kind.FORBIDDEN, "registration is closed; ask an admin")
+        if mode == "open" and not invitation:
+            return self.accounts.create(name, password, email)
+        asked = self.invitations.good(invitation, email)
+        return self.accounts.create(
+            name,
+            password,
+            email,
+            asked.role,
+            quota=asked.quota,
+            also=lambda cx, user: self.invitations.use(cx, asked, user),
+        )
 
     def _end(self, space: SpaceId, mount: MountId) -> None:
         """Let go of what a mount held that ended or fell silent."""
@@ -143,9 +174,9 @@ class Service:
             note(cx, now, author, "node.fail", node)
 
     def repair_node(self, node: NodeId, author: str) -> None:
-        """Take a node back. Everything that it has is listed and counted before anything
-        is dropped anywhere; what is missing is copied."""
-        self.nodes.say(node, "")
+        """Take a node back, a removed one too. Everything that it has is listed and counted
+        before anything is dropped anywhere; what is missing is copied."""
+        self.nodes.say(node, "", even_removed=True)
         now = self.clock.time_ns()
         with self.db.write() as cx:
             tasks.list_prefixes(cx, node, range(256), now)
@@ -171,4 +202,5 @@ class Service:
         self.fsck.stop()
         self.bell.stop()
         self.files.stop()
+        self.load.stop()
         self.driver.stop()

@@ -7,6 +7,7 @@ from typing import Any
 from everfold.model import NodeId, NodeState
 from everfold.services import Clock
 from nameserver.db import Cx, Database
+from nameserver.departures import Departures
 from nameserver.nodes import LIVE, Member, NodeBook
 from nameserver.policy import Policy
 
@@ -16,11 +17,14 @@ Json = dict[str, Any]
 class Status:
     """Counts. Every question is answered from the database, as it is now."""
 
-    def __init__(self, db: Database, clock: Clock, policy: Policy, nodes: NodeBook) -> None:
+    def __init__(
+        self, db: Database, clock: Clock, policy: Policy, nodes: NodeBook, departures: Departures
+    ) -> None:
         self._db = db
         self._clock = clock
         self._policy = policy
         self._nodes = nodes
+        self._departures = departures
 
     def figures(self) -> Json:
         """Return what `everfold status` tells.
@@ -47,8 +51,8 @@ class Status:
                 ),
                 "repairing": _count(cx, "SELECT count(*) FROM task WHERE kind = 'copy'"),
             }
-        shown = [m for m in members if m.state is not NodeState.REMOVED]
-        answer["nodes"] = [_node(m) for m in shown]
+            shown = [m for m in members if m.state is not NodeState.REMOVED]
+            answer["nodes"] = self._rows(cx, members)
         answer["nodes_up"] = sum(m.state is NodeState.UP for m in shown)
         answer["space_used"] = sum(m.used for m in shown)
         answer["space_free"] = sum(m.free for m in shown if m.state in LIVE)
@@ -90,14 +94,31 @@ class Status:
             }
 
     def nodes(self) -> list[Json]:
-        """Return all nodes but the removed ones."""
+        """Return all nodes but the removed ones.
+
+        `to_copy`: of a node in use, the copies that it is about to get; of one that leaves or
+        is away, its blocks that lack copies elsewhere (of one that drains, 0 is the end).
+        """
         with self._db.read() as cx:
-            members = self._nodes.read(cx).values()
-        return [_node(m) for m in members if m.state is not NodeState.REMOVED]
+            return self._rows(cx, list(self._nodes.read(cx).values()))
 
     def node(self, node: NodeId) -> Json:
         """Return one node; NOT_FOUND."""
-        return _node(self._nodes.get(node))
+        self._nodes.get(node)
+        return next(row for row in self.nodes() if row["id"] == node)
+
+    def _rows(self, cx: Cx, members: list[Member]) -> list[Json]:
+        return [
+            {**_node(m), "to_copy": self._to_copy(cx, m, members)}
+            for m in members
+            if m.state is not NodeState.REMOVED
+        ]
+
+    def _to_copy(self, cx: Cx, member: Member, members: list[Member]) -> int:
+        if member.state in (NodeState.UP, NodeState.SUSPECT):
+            sql = "SELECT count(*) FROM task WHERE node = ? AND kind = 'copy'"
+            return _count(cx, sql, member.id)
+        return self._departures.needed(cx, member.id, members).to_copy
 
 
 def _node(member: Member) -> Json:

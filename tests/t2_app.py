@@ -20,48 +20,18 @@ import requests
 from everfold import wire
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError, Kind
-from everfold.http import HttpTransport, WsgiTransport
-from everfold.model import ROOT, MountId, Seq
+from everfold.http import HttpTransport
+from everfold.model import ROOT, MountId, NodeId, Seq
 from everfold.nameclient import NameClient
 from everfold.tokens import Signer
-from nameserver.app import create_app
 from nameserver.db import Database
 from nameserver.policy import Policy
 from tests.harness import machine
 from tests.harness.service import KEYS, PASSWORD, Desk
+from tests.harness.web import Web
 
 ROOT_FOLDER = Path(__file__).resolve().parent.parent
 Json = dict[str, Any]
-
-
-class Web:
-    """The routes, called without sockets."""
-
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self.transport = WsgiTransport(create_app(desk.service))
-        self.token = ""
-
-    def call(
-        self, method: str, path: str, form: object = None, **headers: str
-    ) -> tuple[int, Json, dict[str, str]]:
-        if self.token:
-            headers.setdefault("Authorization", f"Bearer {self.token}")
-        body = form if isinstance(form, bytes) else json.dumps(form).encode() if form else None
-        status, back, raw = self.transport.request(
-            method, path, headers=headers, body=body, timeout_s=5
-        )
-        return status, json.loads(raw), back
-
-    def login(self, name: str, password: str = PASSWORD, **more: str) -> Json:
-        form = {"username": name, "password": password, **more}
-        status, answer, _ = self.call("POST", "/api/auth/login", form, Authorization="")
-        assert status == 200, answer
-        self.token = answer["token"]
-        return answer
-
-    def client(self) -> NameClient:
-        return NameClient(self.transport, self.token)
 
 
 @pytest.fixture
@@ -366,9 +336,9 @@ def test_a_heartbeat_over_http_makes_a_node_known(process: Process) -> None:
     told = process.start()
     token = Signer(KEYS.cluster_secret, SystemClock()).mint("node", 60, sub="dn1")
     beat = wire.Heartbeat(
-        node="dn1", url="http://127.0.0.1:1", zone="", boot="1", capacity=100, used=0, free=100,
-        blocks=0,
-    )  # type: ignore[arg-type]  # fmt: skip
+        node=NodeId("dn1"), url="http://127.0.0.1:1", zone="", boot="1", capacity=100, used=0,
+        free=100, blocks=0,
+    )  # fmt: skip
     status, _, body = HttpTransport(told["url"]).request(
         "POST", "/v1/heartbeat", headers={"Authorization": f"Bearer {token}"},
         body=wire.encode(beat), timeout_s=5,

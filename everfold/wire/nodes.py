@@ -65,6 +65,7 @@ class Heartbeat(Record, frozen=True):
     """A node's beat. `added`, `removed`, `bad`: since the last beat that was answered.
 
     `boot` is a random number of this start of the node; a new one comes with all 256 digests.
+    `took`, `gave`: bytes of blocks since the last beat that was answered, for the load's figures.
     """
 
     node: NodeId
@@ -80,6 +81,8 @@ class Heartbeat(Record, frozen=True):
     bad: list[Held] = []
     digests: list[PrefixDigest] = []
     lists: list[PrefixList] = []
+    took: int = 0
+    gave: int = 0
 
 
 class BeatReply(Record, frozen=True):

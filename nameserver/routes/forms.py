@@ -22,6 +22,11 @@ def fields() -> Json:
     return form
 
 
+def optional_fields() -> Json:
+    """Return the request's JSON object, an empty one when there is no body."""
+    return fields() if request.content_length or request.is_json else {}
+
+
 def text(form: Json, name: str, default: str | None = None) -> str:
     """Return a field that is text; without a default it must be there and not empty."""
     value = form.get(name)

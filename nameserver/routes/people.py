@@ -16,11 +16,12 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
 
     @people.post("/register")
     def register() -> tuple[Json, int]:
-        if service.policy.registration != "open":
-            raise EverfoldError(Kind.FORBIDDEN, "registration is closed; ask an admin")
         form = fields()
-        user = service.accounts.create(
-            text(form, "username"), text(form, "password"), text(form, "email", "")
+        user = service.register(
+            text(form, "username"),
+            text(form, "password"),
+            text(form, "email", ""),
+            text(form, "invitation", ""),
         )
         return {"user": user.to_json()}, 201
 
