@@ -64,7 +64,7 @@ class Beats:
             _removed(cx, ask.node, [h for h in ask.removed if (h.space, h.block) not in rotted])
             _rotted(cx, ask.node, ask.bad)
             _added(cx, ask.node, added, now)
-            for one in ask.lists:
+            for one in sorted(ask.lists, key=lambda told: told.prefix):
                 self._reconcile(cx, ask.node, one, now)
             is_news = self._nodes.tell(cx)
             member = self._nodes.read(cx)[ask.node]
@@ -240,7 +240,7 @@ def _rotted(cx: Cx, node: NodeId, held: Sequence[wire.Held]) -> None:
         return
     cx.many(
         "UPDATE replica SET is_bad = 2 WHERE space_id = ? AND block = ? AND node = ?",
-        [(h.space, h.block, node) for h in held],
+        sorted((h.space, h.block, node) for h in held),
     )
     tasks.clear(cx, node, (tasks.VERIFY, tasks.COPY), held)
 
@@ -248,7 +248,7 @@ def _rotted(cx: Cx, node: NodeId, held: Sequence[wire.Held]) -> None:
 def _forget(cx: Cx, node: NodeId, keys: Iterable[Key]) -> None:
     cx.many(
         "DELETE FROM replica WHERE space_id = ? AND block = ? AND node = ?",
-        [(space, block, node) for space, block in keys],
+        sorted((space, block, node) for space, block in keys),
     )
 
 

@@ -205,24 +205,22 @@ class Ledger:
         """Renew the grace of blocks, call back drops that no node has got yet; return the rest."""
         now = self._clock.time_ns()
         with self._db.write() as cx:
+            if dropping:
+                tasks.hold(cx)
             cx.many(
                 "UPDATE block SET kept_ns = ? WHERE space_id = ? AND block = ?",
-                [(now, space, block) for block in fading],
+                [(now, space, block) for block in sorted(fading)],
             )
-            cx.many(
-                "DELETE FROM task WHERE kind = 'drop' AND sent_ns = 0"
-                " AND space_id = ? AND block = ?",
-                [(space, block) for block in dropping],
-            )
+            tasks.call_back(cx, space, dropping)
             return _drops(cx, space, set(dropping))
 
-    def locate(self, ask: wire.Locate) -> wire.Located:
-        """See `wire.Locate`."""
+    def locate(self, ask: wire.Locate, verbs: str = "rw") -> wire.Located:
+        """See `wire.Locate`. `verbs`: what the token is good for."""
         if len(ask.blocks) > PLAN_MAX:
             raise EverfoldError(Kind.INVALID, f"at most {PLAN_MAX} blocks in one question")
         with self._db.read() as cx:
             where = self.where(cx, ask.space, ask.blocks)
-        token, expires = self._tokens.give(ask.space)
+        token, expires = self._tokens.give(ask.space, verbs)
         named = {node for nodes in where.values() for node in nodes}
         return wire.Located(where, self._nodes.named(named), token, expires)
 
@@ -232,6 +230,7 @@ class Ledger:
             raise EverfoldError(Kind.INVALID, "the reason is corrupt or missing", ask.reason[:80])
         now = self._clock.time_ns()
         with self._db.write() as cx:
+            tasks.hold(cx, [ask.node])
             touched = cx.run(
                 "UPDATE replica SET is_bad = CASE WHEN is_bad = 2 THEN 2 ELSE 1 END"
                 " WHERE space_id = ? AND block = ? AND node = ?",
@@ -243,9 +242,9 @@ class Ledger:
                 tasks.queue(cx, [tasks.Task(ask.node, tasks.VERIFY, ask.space, ask.block)], now)
         return wire.Done()
 
-    def token(self, space: SpaceId) -> tuple[str, float]:
+    def token(self, space: SpaceId, verbs: str = "rw") -> tuple[str, float]:
         """Return a token for the space's blocks at the datanodes, and when it expires."""
-        return self._tokens.give(space)
+        return self._tokens.give(space, verbs)
 
 
 class _PlacementRound:

@@ -16,7 +16,9 @@ tables that grew since it last looked, joins by the space's number alone (5,000 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
+import os
 import re
 import sqlite3
 import threading
@@ -48,6 +50,7 @@ _WRITER_KIB = 16_384  # pages that a connection keeps in memory
 _READER_KIB = 1_024
 _READERS = 8  # kept open while nobody reads
 _STATEMENTS = 256  # prepared, of each connection
+_SCHEMA_LOCK = 0x65766572666F6C64  # of PostgreSQL's advisory ones: "everfold"
 
 
 class Cx:
@@ -112,8 +115,23 @@ class Database:
         self.peewee = _open_postgres(url) if self.is_postgres else _open_sqlite(url)
         self.tables: SimpleNamespace = models.tables(self.peewee)
         self._lines = None if self.is_postgres else _Lines(self.peewee.database)
-        with self.peewee.connection_context():
+        with self.peewee.connection_context(), self._alone():
             models.create(self.peewee, self.tables)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from making the same tables: two that start at once would meet."""
+        if self.is_postgres:
+            sql = "SELECT pg_advisory_lock(%s)"  # until the connection is closed
+            self.peewee.execute_sql(sql, (_SCHEMA_LOCK,))  # type: ignore[no-untyped-call]
+            yield
+            return
+        folder = os.open(Path(self.peewee.database).parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def write(self) -> AbstractContextManager[Cx]:
         """Run a transaction that writes; committed (durably) on leaving, rolled back on error."""

@@ -39,11 +39,15 @@ def collect(db: Database, clock: Clock, policy: Policy) -> int:
         )
     if not found:
         return 0
+    drops: list[tasks.Task] = []
     with db.write() as cx:
-        return sum(_collect(cx, SpaceId(s), BlockId(b), before, now) for s, b in found)
+        tasks.hold(cx)
+        gone = sum(_collect(cx, SpaceId(s), BlockId(b), before, drops) for s, b in found)
+        tasks.queue(cx, drops, now)
+    return gone
 
 
-def _collect(cx: Cx, space: SpaceId, block: BlockId, before: int, now_ns: int) -> int:
+def _collect(cx: Cx, space: SpaceId, block: BlockId, before: int, drops: list[tasks.Task]) -> int:
     gone = cx.run(
         f"DELETE FROM block WHERE space_id = ? AND block = ? AND kept_ns < ? AND {_UNNAMED}",
         space,
@@ -53,6 +57,5 @@ def _collect(cx: Cx, space: SpaceId, block: BlockId, before: int, now_ns: int) -
     if gone:
         nodes = cx.all("SELECT node FROM replica WHERE space_id = ? AND block = ?", space, block)
         cx.run("DELETE FROM replica WHERE space_id = ? AND block = ?", space, block)
-        drops = [tasks.Task(NodeId(node), tasks.DROP, space, block) for (node,) in nodes]
-        tasks.queue(cx, drops, now_ns)
+        drops += [tasks.Task(NodeId(node), tasks.DROP, space, block) for (node,) in nodes]
     return gone

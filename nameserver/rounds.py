@@ -48,6 +48,7 @@ class Rounds:
         decision = repair.plan(blocks, views, self._rng)
         if decision.copies or decision.verifies or decision.forget:
             with self._db.write() as cx:
+                tasks.hold(cx)
                 _forget(cx, decision)
                 tasks.queue(cx, [*decision.copies, *decision.verifies], now)
         return len(found)
@@ -63,6 +64,7 @@ class Rounds:
             if self._is_listing(cx) or not self._surplus(cx):
                 return 0
         with self._db.write() as cx:
+            tasks.hold(cx)
             views = {m.id: self._view(cx, m) for m in self._nodes.read(cx).values()}
             blocks = self._blocks(cx, self._surplus(cx))
             decision = repair.plan(blocks, views, self._rng, may_drop=True)
@@ -186,5 +188,5 @@ def _marks(values: Sequence[object]) -> str:
 def _forget(cx: Cx, decision: Decision) -> None:
     """Take out of the map what is about to be dropped, and bad copies unless they have healed."""
     sql = "DELETE FROM replica WHERE space_id = ? AND block = ? AND node = ?"
-    cx.many(sql, [(t.space, t.block, t.node) for t in decision.drops])
-    cx.many(sql + " AND is_bad = 2", decision.forget)
+    cx.many(sql, sorted((t.space, t.block, t.node) for t in decision.drops))
+    cx.many(sql + " AND is_bad = 2", sorted(decision.forget))

@@ -3,6 +3,10 @@
 The nameserver never calls a node: what a node shall do is a row here until its next beat
 takes it, and until its report (or time) clears it. A lost row is harmless, since the planner
 decides again from what is; a row never says that something *was* done.
+
+Rows are taken in one order, so that no two transactions wait for each other: the nodes' own
+(`hold`, by name), then those of blocks, then of copies, each in order of their keys. Whoever
+changes a node's commands holds the node's row, and so never waits for the commands themselves.
 """
 
 from __future__ import annotations
@@ -27,8 +31,25 @@ class Task(NamedTuple):
     size: int = 0
 
 
+def hold(cx: Cx, nodes: Iterable[NodeId] | None = None) -> None:
+    """Keep others from changing the commands of these nodes (None: of all) until the end.
+
+    To be called before blocks and copies are changed in the same transaction. On SQLite nobody
+    else writes anyway.
+    """
+    if not cx.is_postgres:
+        return
+    if nodes is None:
+        cx.all("SELECT 1 FROM node ORDER BY id FOR UPDATE")
+        return
+    for node in sorted(set(nodes)):
+        cx.one("SELECT 1 FROM node WHERE id = ? FOR UPDATE", node)
+
+
 def queue(cx: Cx, tasks: Iterable[Task], now_ns: int) -> None:
     """Add commands; one that waits already stays as it is."""
+    tasks = list(tasks)
+    hold(cx, {task.node for task in tasks})
     cx.many(
         "INSERT INTO task (node, kind, space_id, block, size, queued_ns, sent_ns)"
         " VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING",
@@ -99,8 +120,17 @@ def clear_list(cx: Cx, node: NodeId, prefix: int) -> None:
     )
 
 
+def call_back(cx: Cx, space: SpaceId, blocks: Iterable[BlockId]) -> None:
+    """Forget drops of these blocks that no node has got yet. After `hold` of all nodes."""
+    cx.many(
+        "DELETE FROM task WHERE kind = 'drop' AND sent_ns = 0 AND space_id = ? AND block = ?",
+        [(space, block) for block in blocks],
+    )
+
+
 def expire(cx: Cx, now_ns: int, ttl_s: float, drop_ttl_s: float) -> int:
     """Forget what was sent long ago and never answered; return how many that were."""
+    hold(cx)
     return cx.run(
         "DELETE FROM task WHERE sent_ns > 0"
         " AND sent_ns < CASE WHEN kind = 'drop' THEN ? ELSE ? END",
@@ -111,4 +141,5 @@ def expire(cx: Cx, now_ns: int, ttl_s: float, drop_ttl_s: float) -> int:
 
 def discard(cx: Cx, node: NodeId) -> None:
     """Forget everything a node was to do: it is gone, others will do it."""
+    hold(cx, [node])
     cx.run("DELETE FROM task WHERE node = ?", node)
