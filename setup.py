@@ -22,6 +22,7 @@ setup(
         "mount.kernel",
         "nameserver",
         "nameserver.files",
+        "nameserver.openapi",
         "nameserver.routes",
         "nameserver.tree",
         "datanode",
@@ -44,12 +45,14 @@ setup(
     extras_require={
         "dev": [
             "hypothesis>=6.100",
+            "jsonschema-rs>=0.30",
             "mypy>=1.10",
             "playwright>=1.45",
             "pyjwt>=2.8",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "ruff>=0.6",
+            "schemathesis>=4.0",
             "trustme>=1.1",
             "types-requests",
         ],

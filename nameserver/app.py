@@ -14,6 +14,7 @@ from everfold.wire import REQUEST_ID
 from nameserver import audit
 from nameserver.routes import (
     admin,
+    document,
     files,
     hot,
     people,
@@ -52,6 +53,7 @@ def create_app(service: Service) -> Front:
     app.url_map.strict_slashes = False  # no redirects: a POST would lose its body
     app.register_blueprint(web.blueprint())
     app.register_blueprint(session.blueprint(service, guard))
+    app.register_blueprint(document.blueprint())
     app.register_blueprint(people.blueprint(service, guard))
     app.register_blueprint(admin.blueprint(service, guard))
     app.register_blueprint(files.blueprint(service.files, guard))

@@ -1,4 +1,7 @@
-"""Somebody with a program that speaks HTTP: the JSON routes, called without sockets."""
+"""Somebody with a program that speaks HTTP: the JSON routes, called without sockets.
+
+Every answer must be one that the API's document describes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from everfold.http import WsgiTransport
+from tests.harness import apidoc
 
 Json = dict[str, Any]
 BOUNDARY = "----everfold-test"
@@ -29,7 +33,12 @@ class Browser:
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
         if self.token:
             fields.setdefault("Authorization", f"Bearer {self.token}")
-        return self.transport.request(method, path, headers=fields, body=body, timeout_s=TIMEOUT_S)
+        answer = self.transport.request(
+            method, path, headers=fields, body=body, timeout_s=TIMEOUT_S
+        )
+        status, told, raw = answer
+        apidoc.check(method, path, status, told.get("content-type", ""), raw)
+        return answer
 
     def call(
         self, method: str, route: str, form: object = None, **query: object

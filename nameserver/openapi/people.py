@@ -1,0 +1,90 @@
+"""``/api/auth``: routes/people.py and routes/session.py."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nameserver.openapi.terms import (
+    COUNT,
+    OPEN,
+    TEXT,
+    TRUTH,
+    Body,
+    Json,
+    Route,
+    maybe,
+    obj,
+    of,
+    one_of,
+    ref,
+)  # fmt: skip
+
+_GIVEN: Final[Json] = {"type": ["string", "null"], "pattern": "^[^\\u0000]*$"}
+_NEEDED: Final[Json] = {"type": "string", "minLength": 1, "pattern": "^[^\\u0000]+$"}
+_PASSWORD: Final[Json] = {"type": "string", "minLength": 8, "maxLength": 1024}
+_USER: Final = obj(user=ref("User"))
+CREDENTIALS: Final = obj(
+    {
+        "email": {**_GIVEN, "description": "instead of username"},
+        "device_name": _GIVEN,
+        "device": _GIVEN,
+        "device_type": _GIVEN,
+        "device_id": _GIVEN,
+        "username": _GIVEN,
+    },
+    password=_NEEDED,
+)
+LOGGED_IN: Final = obj(
+    token=TEXT,
+    token_type=one_of("Bearer"),
+    expires_in=COUNT,
+    user=ref("User"),
+    device=ref("Device"),
+)
+_SESSION: Final = obj(
+    {"device_id": TEXT}, user=maybe(ref("User")), csrf=maybe(TEXT), registration=TEXT
+)
+
+ROUTES: Final = (
+    Route(
+        "post", "/api/auth/register", "Make an account, where registration is open",
+        {201: _USER},
+        Body(obj({"email": _GIVEN}, username=_NEEDED, password=_NEEDED)),
+        errors=(403, 409, 429), access=OPEN,
+    ),
+    Route(
+        "post", "/api/auth/login", "Get a token",
+        {200: LOGGED_IN}, Body(CREDENTIALS), errors=(401, 429), access=OPEN,
+    ),
+    Route("get", "/api/auth/profile", "Tell who one is", {200: _USER}),
+    Route(
+        "put", "/api/auth/profile", "Change e-mail address or password; that ends other tokens",
+        {200: _USER},
+        Body(obj({
+            "email": _GIVEN, "password": _GIVEN, "new_password": _GIVEN, "current_password": _GIVEN,
+        })),
+        errors=(409,),
+    ),
+    Route("get", "/api/auth/devices", "List one's devices", {200: obj(devices=of(ref("Device")))}),
+    Route(
+        "post", "/api/auth/devices", "Let a device in, and get a token for it",
+        {201: obj(device=ref("Device"), token=TEXT)},
+        Body(obj({
+            "device_id": _GIVEN, "device_name": _GIVEN, "name": _GIVEN, "device_type": _GIVEN,
+            "type": _GIVEN,
+        })),
+        errors=(409,),
+    ),
+    Route("delete", "/api/auth/devices/{device}", "Shut a device out", {200: obj(revoked=TEXT)}),
+    Route(
+        "post", "/api/auth/session", "Log a browser in: its token is in a cookie",
+        {200: obj(user=ref("User"), device=ref("Device"), csrf=TEXT)},
+        Body({**CREDENTIALS, "properties": {**CREDENTIALS["properties"], "remember": TRUTH}}),
+        errors=(401, 429), access=OPEN,
+    ),
+    Route(
+        "get", "/api/auth/session", "Tell whose cookie this is",
+        {200: _SESSION}, errors=(404,), access=OPEN,
+    ),
+    Route("delete", "/api/auth/session", "Log a browser out", {200: obj(ended=TRUTH)}),
+)  # fmt: skip
