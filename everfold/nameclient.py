@@ -104,6 +104,10 @@ class NameClient:
         answer: wire.LocksKept = self._call("give-locks", ask)
         return answer
 
+    def teams(self, ask: wire.GetTeams) -> wire.Teams:
+        answer: wire.Teams = self._call("teams", ask)
+        return answer
+
     def history(self, ask: wire.GetHistory) -> wire.History:
         answer: wire.History = self._call("history", ask)
         return answer

@@ -221,10 +221,10 @@ class Feeds:
 
     def _look(self, ask: wire.FeedPoll) -> wire.Feed:
         with self._db.read() as cx:
-            row = cx.one("SELECT seq, locks_gen FROM space WHERE id = ?", ask.space)
+            row = cx.one("SELECT seq, locks_gen, teams_gen FROM space WHERE id = ?", ask.space)
             if row is None:
                 raise EverfoldError(Kind.NOT_FOUND, "no such space", str(ask.space))
-            seq, locks = row
+            seq, locks, teams = row
             nodes = _nodes_gen(cx)
             left, recalled = self._leases.standing(cx, ask) if self._leases else (0.0, False)
             locks_back = self._locks is not None and self._locks.is_recalled(cx, ask)
@@ -234,7 +234,9 @@ class Feeds:
             events = []
         at = events[-1].seq if events else Seq(seq)
         told = self._node_list() if nodes != ask.nodes else []
-        return wire.Feed(at, events, locks, nodes, is_reset, told, left, recalled, locks_back)
+        return wire.Feed(
+            at, events, locks, nodes, is_reset, told, left, recalled, locks_back, teams
+        )
 
 
 def _is_news(feed: wire.Feed, ask: wire.FeedPoll) -> bool:
@@ -245,6 +247,7 @@ def _is_news(feed: wire.Feed, ask: wire.FeedPoll) -> bool:
         or feed.are_locks_recalled
         or feed.locks != ask.locks
         or feed.nodes != ask.nodes
+        or feed.teams != ask.teams
     )
 
 

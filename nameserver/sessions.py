@@ -18,7 +18,7 @@ from nameserver.db import Database
 from nameserver.gate import Identity
 from nameserver.nodes import NodeBook
 from nameserver.policy import Policy
-from nameserver.spaces import Spaces
+from nameserver.spaces import READ, Spaces
 
 _ID_MAX = 128
 LetGo = Callable[[SpaceId, MountId], None]
@@ -57,6 +57,7 @@ class Sessions:
         now = self._clock.time_ns()
         with self._db.write() as cx:
             space, name, seq = self._spaces.named(cx, who.user, ask.space)
+            is_read_only = ask.read_only or self._spaces.held(cx, space, who.user) == READ
             device = who.device_name or ask.label or who.name
             row = cx.one(
                 "INSERT INTO mount (space_id, id, author, device, device_id, label, last_op,"
@@ -73,13 +74,13 @@ class Sessions:
                 ask.label[:255],
                 b"",
                 now,
-                int(ask.read_only),
+                int(is_read_only),
             )
             if row is None:
                 raise EverfoldError(Kind.FORBIDDEN, "this mount is another user's", ask.mount)
             left = quota.left_in(cx, space)
         self._tidy(space, ask.mount)
-        token, expires = self._ledger.token(space)
+        token, expires = self._ledger.token(space, "r" if is_read_only else "rw")
         return wire.Session(
             space=space,
             space_name=name,
@@ -94,6 +95,7 @@ class Sessions:
             session_ttl_s=self._policy.session_ttl_s,
             quota_left=left,
             size_max=self._policy.max_file_size or SIZE_MAX,
+            read_only=is_read_only,
         )
 
     def seen(self, space: SpaceId, mount: MountId) -> None:

@@ -76,6 +76,7 @@ def asks(space: Any) -> dict[str, Any]:
         "drop-locks": wire.DropLocks(space, M1),
         "take-locks": wire.TakeLocks(space, M1, 1),
         "give-locks": wire.GiveLocks(space, M1, []),
+        "teams": wire.GetTeams(space),
         "history": wire.GetHistory(space, ROOT, b"a"),
         "history-names": wire.GetHistoryNames(space, ROOT),
         "resolve": wire.ResolvePath(space, [b"a"]),

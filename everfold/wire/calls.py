@@ -52,6 +52,7 @@ class Session(Record, frozen=True):
     session_ttl_s: float  # locks fall when the mount is silent for so long
     quota_left: int | None = None
     size_max: int = SIZE_MAX
+    read_only: bool = False  # whoever mounts it may not change it, or said that it only reads
 
 
 class Lookup(Record, frozen=True):
@@ -274,6 +275,7 @@ class FeedPoll(Record, frozen=True):
     nodes: int = 0
     epoch: int = 0  # of the write lease that the mount holds: renewed by asking
     grants_locks: bool = False  # the mount believes that it grants the space's locks
+    teams: int = 0  # as `locks` and `nodes`
 
 
 class Change(Record, frozen=True):
@@ -316,6 +318,7 @@ class Feed(Record, frozen=True):
     lease_left_s: float = 0.0  # how long the lease of `epoch` is good from now on
     is_recalled: bool = False  # another mount wants to write
     are_locks_recalled: bool = False  # another mount wants a lock: `GiveLocks`
+    teams: int = 0  # moves when team folders come, go or change in this home space: `GetTeams`
 
 
 class SetLock(Record, frozen=True):
@@ -472,6 +475,30 @@ class Lease(Record, frozen=True):
     left_s: float
     seq: Seq
     quota_left: int | None = None  # see `Session`
+
+
+class GetTeams(Record, frozen=True):
+    """Which team folders stand in this home space?"""
+
+    space: SpaceId
+
+
+class TeamPlace(Record, frozen=True):
+    """A team folder, and the names that lead from the home's root to its place.
+
+    The place is an empty directory, to be covered by a mount of the team's space.
+    """
+
+    space: SpaceId
+    space_name: str  # for `Hello`
+    names: list[bytes]
+    read_only: bool
+
+
+class Teams(Record, frozen=True):
+    """Answer of `GetTeams`."""
+
+    teams: list[TeamPlace]
 
 
 class GetUsage(Record, frozen=True):

@@ -33,6 +33,7 @@ CALLS: Final[dict[str, tuple[type[Record], type[Record]]]] = {
     "drop-locks": (calls.DropLocks, calls.Done),
     "take-locks": (calls.TakeLocks, calls.LockLease),
     "give-locks": (calls.GiveLocks, calls.LocksKept),
+    "teams": (calls.GetTeams, calls.Teams),
     "history": (calls.GetHistory, calls.History),
     "history-names": (calls.GetHistoryNames, calls.HistoryNames),
     "resolve": (calls.ResolvePath, calls.Resolved),

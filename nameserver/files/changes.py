@@ -43,7 +43,7 @@ class Draft:
     def __init__(self, cx: Cx, space: SpaceId, now_ns: int) -> None:
         self.view = View(cx, space)
         self.ops: list[wire.AnyOp] = []
-        self._cx = cx
+        self.cx = self._cx = cx
         self._space = space
         self._now_ns = now_ns
         self._made: dict[tuple[Ino, bytes], Item] = {}
@@ -81,11 +81,11 @@ class Draft:
                 raise EverfoldError(Kind.NOT_DIR, "not a folder", shown(names[:depth]))
         return here
 
-    def make_folder(self, names: Sequence[bytes]) -> None:
+    def make_folder(self, names: Sequence[bytes]) -> Item:
         """Make a directory, and those above it; EXISTS."""
         if self._there(names) is not None:
             raise EverfoldError(Kind.EXISTS, "the name is taken", shown(names))
-        self.folder(names)
+        return self.folder(names)
 
     def move(self, item: Item, names: Sequence[bytes], replaces: bool) -> None:
         """Give something another path; its directory must be there. EXISTS unless `replaces`."""

@@ -37,6 +37,9 @@ class Item(NamedTuple):
     version: int  # k of the content; `number` is what people see
     content: Seq
     died_ns: int = 0  # when the name was deleted, 0 while it lives
+    above: tuple[bytes, ...] = ()  # where its space stands in the folder of whoever is told
+    at: FileId | None = None  # of a team folder itself: the directory where it stands there
+    may: str = ""  # what that person may do, in a team folder
 
     @property
     def id(self) -> FileId:
@@ -86,8 +89,8 @@ class Item(NamedTuple):
             "file_id": str(self.id),
             "name": name,
             "filename": name,
-            "path": shown(self.names),
-            "parent_id": str(FileId(self.space, self.parent)),
+            "path": shown((*self.above, *self.names)),
+            "parent_id": str(self.at or FileId(self.space, self.parent)),
             "type": self.type,
             "size": self.size if self.is_file else 0,
             "mime_type": self.media_type,
@@ -97,6 +100,8 @@ class Item(NamedTuple):
             "modified_at": iso(self.mtime_ns),
             "deleted_at": iso(self.died_ns) if self.died_ns else None,
         }
+        if self.may:
+            told |= {"team_id": self.space, "permission": self.may}
         raw = raw_of(self.name)
         if raw is not None:
             told["raw_name"] = raw

@@ -1,7 +1,8 @@
 """What people's programs may do with files: the one service under every JSON route and the page.
 
-A `Visitor` is somebody in their own space. Whatever is asked for by id is checked to be theirs
-first; of anything else they do not learn that it exists.
+A `Visitor` is somebody in a space that is open to them: paths lead from their own into their team
+folders (`visitors`). What is asked for by id is checked to be theirs first; of anything else they
+do not learn that it exists. What they may do there, `Spaces` decides, and again in the transaction.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.http import HttpTransport
-from everfold.model import NOW, SIZE_MAX, Ino, Seq, SpaceId, Version
+from everfold.model import NOW, ROOT, SIZE_MAX, Ino, Seq, SpaceId, Version
 from nameserver.files import paths
 from nameserver.files.blocks import Blocks, Connect
 from nameserver.files.browse import Page, View, containing
 from nameserver.files.budget import BUDGET, Budget
-from nameserver.files.changes import After, Changes, Draft, need, nothing_else
+from nameserver.files.changes import After, Build, Changes, Draft, Told, need, nothing_else
 from nameserver.files.events import Events
 from nameserver.files.figures import Figures
 from nameserver.files.intake import Content, Intake
@@ -28,24 +29,20 @@ from nameserver.files.paths import FileId
 from nameserver.files.purge import forget
 from nameserver.files.replicas import replica_map
 from nameserver.files.shares import Shares
+from nameserver.files.surveys import Surveys
 from nameserver.files.uploads import Uploads
+from nameserver.files.visitors import Visitor, Visitors
 from nameserver.gate import Identity
+from nameserver.spaces import OWNER, READ, WRITE, Junction
 from nameserver.tree import checks
-from nameserver.tree.batch import Author
 
 if TYPE_CHECKING:
     from nameserver.service import Service
 
+__all__ = ["Asked", "FileService", "Visitor"]
+
 _THREADS: Final = 12  # that carry blocks to and from the datanodes
 T = TypeVar("T")
-
-
-class Visitor(NamedTuple):
-    """Somebody, at a device, with their own space."""
-
-    who: Identity
-    space: SpaceId
-    author: Author
 
 
 class Asked(NamedTuple):
@@ -75,7 +72,9 @@ class FileService:
         self.shares = Shares(service, self)
         self.uploads = Uploads(service, self)
         self.events = Events(service.db, service.clock, service.bell)
-        self._changes = Changes(
+        self.visitors = Visitors(service)
+        self._surveys = Surveys(service.db, service.clock)
+        self.changes = Changes(
             service.db, service.clock, service.policy, service.ledger, service.bell, service.leases
         )
 
@@ -89,15 +88,17 @@ class FileService:
 
         NOT_FOUND when there is no such device (any more).
         """
-        label = who.device_name or who.name
-        with self._db.read() as cx:
-            space, _, _ = self._service.spaces.named(cx, who.user, "")
-            if device:
-                found = self._service.devices.find(cx, device)
-                if found is None or found.user != who.user or found.is_revoked:
-                    raise EverfoldError(Kind.NOT_FOUND, "there is no such device", device[:80])
-                label = found.name
-        return Visitor(who, space, Author(who.name, label))
+        return self.visitors.visitor(who, device)
+
+    def into(self, me: Visitor, space: SpaceId, need: str = READ) -> Visitor:
+        """Return the visitor in another space; NOT_FOUND, READ_ONLY, FORBIDDEN."""
+        return self.visitors.into(me, space, need)
+
+    def aim(self, me: Visitor, path: str, need: str = READ) -> tuple[Visitor, str]:
+        """Return the visitor in the space that a path leads into, and the path there."""
+        there, names = self.visitors.aim(me, paths.parse(path), need)
+        tail = "/" if path.endswith("/") and names else ""
+        return there, "/".join(name.decode() for name in names) + tail
 
     # ------------------------------------------------------------ looking
 
@@ -111,21 +112,25 @@ class FileService:
 
     def at(self, me: Visitor, path: str) -> Item:
         """Return what is at a path; NOT_FOUND, NOT_DIR."""
-        names = paths.parse(path)
+        there, names = self.visitors.aim(me, paths.parse(path))
         with self._db.read() as cx:
-            return View(cx, me.space).at(names)
+            item = View(cx, there.space).at(names)
+        return self.visitors.shown(there, item)
 
     def listing(self, me: Visitor, ask: Asked, *, files_only: bool = False) -> Page:
-        """Return a part of a directory, or of what is below it."""
-        names = paths.parse(ask.path)
+        """Return a part of a directory, or of what is below it, team folders included."""
+        there, names = self.visitors.aim(me, paths.parse(ask.path))
         offset = (ask.page - 1) * ask.per_page
-        with self._db.read() as cx:
-            view = View(cx, me.space, ask.seq)
-            folder = view.at(names)
-            if not (ask.words or ask.is_recursive):
-                return view.page(folder, offset, ask.per_page, ask.order, ask.is_falling)
-            matches = containing(ask.words)
-            return view.search(folder, matches, offset, ask.per_page, files_only=files_only)
+        if not (ask.words or ask.is_recursive):
+            with self._db.read() as cx:
+                view = View(cx, there.space, ask.seq)
+                page = view.page(view.at(names), offset, ask.per_page, ask.order, ask.is_falling)
+            return self._told(there, page)
+        everywhere = self.visitors.everywhere(there, names)
+        found = self._surveys.search(
+            everywhere, names, containing(ask.words), offset, ask.per_page, ask.seq, files_only
+        )
+        return self._survey(found)
 
     def within(self, me: Visitor, file: FileId, path: str) -> Item:
         """Return what is at a path below a folder, or with an empty one the thing itself."""
@@ -143,29 +148,74 @@ class FileService:
 
     def trash(self, me: Visitor, ask: Asked) -> Page:
         """Return a part of what was deleted in a directory, or anywhere."""
-        names = paths.parse(ask.path)
+        there, names = self.visitors.aim(me, paths.parse(ask.path))
         offset = (ask.page - 1) * ask.per_page
+        if ask.is_recursive:
+            everywhere = self.visitors.everywhere(there)
+            return self._survey(self._surveys.trash(everywhere, offset, ask.per_page))
         with self._db.read() as cx:
-            view = View(cx, me.space)
-            return view.trash(None if ask.is_recursive else view.at(names), offset, ask.per_page)
+            view = View(cx, there.space)
+            page = view.trash(view.at(names), offset, ask.per_page)
+        return self._told(there, page)
 
-    def _look(self, me: Visitor, file: str, look: Callable[[View, FileId], T]) -> T:
-        known = self._mine(me, file)
+    def _told(self, me: Visitor, page: Page) -> Page:
+        return page._replace(items=[self.visitors.shown(me, item) for item in page.items])
+
+    def _survey(self, found: tuple[Page, list[Visitor]]) -> Page:
+        page, whose = found
+        pairs = zip(whose, page.items, strict=True)
+        return page._replace(items=[self.visitors.shown(me, item) for me, item in pairs])
+
+    def _look(self, me: Visitor, file: str, look: Callable[[View, FileId], Item]) -> Item:
+        there, known = self._mine(me, file)
         with self._db.read() as cx:
-            return look(View(cx, known.space), known)
+            item = look(View(cx, known.space), known)
+        return self.visitors.shown(there, item)
 
-    def _mine(self, me: Visitor, file: str) -> FileId:
+    def _mine(self, me: Visitor, file: str, need: str = READ) -> tuple[Visitor, FileId]:
+        """Return the visitor in the space of a file that they named, and the file.
+
+        A junction and the root of its team folder are one thing, to which both ids lead.
+        """
         known = paths.parse_id(file)
+        if known.space == me.home and (junction := me.junction(known.ino)) is not None:
+            known = FileId(junction.space, ROOT)
         try:
-            self._service.spaces.check(known.space, me.who.user)
+            return self.visitors.into(me, known.space, need), known
         except EverfoldError as err:
+            if err.kind is not Kind.NOT_FOUND:
+                raise
             raise paths.no_such_file(file) from err
-        return known
+
+    def _junction(self, me: Visitor, file: FileId) -> Junction | None:
+        """Return the junction of a team folder whose root a file is."""
+        if file.ino != ROOT:
+            return None
+        return next((each for each in me.junctions if each.space == file.space), None)
+
+    def _change(
+        self,
+        me: Visitor,
+        build: Build,
+        stored: Sequence[wire.Stored] = (),
+        after: After = nothing_else,
+        may: str = WRITE,
+    ) -> Item | None:
+        """Commit a draft in the visitor's space; they must still be let to, when it is done."""
+
+        def allowed(draft: Draft) -> Told:
+            self._service.spaces.require(draft.cx, me.space, me.who.user, may)
+            return build(draft)
+
+        item = self.changes.apply(me.space, me.author, allowed, stored, after)
+        return None if item is None else self.visitors.shown(me, item)
 
     # ------------------------------------------------------------ bytes
 
     def intake(self, me: Visitor, length: int | None) -> Intake:
-        """Begin to take a file's bytes. TOO_LARGE, QUOTA when `length` bytes are too many."""
+        """Begin to take a file's bytes, in the visitor's space. READ_ONLY; TOO_LARGE, QUOTA when
+        `length` bytes are too many."""
+        self._service.spaces.check(me.space, me.who.user, WRITE)
         policy = self._service.policy
         size_max = policy.max_file_size or SIZE_MAX
         taken = Intake(self.blocks, self._pool, self.room_in, me.space, size_max, self._room(me))
@@ -173,17 +223,23 @@ class FileService:
         return taken
 
     def _room(self, me: Visitor) -> int | None:
-        """Return how large a file may become at most: also one that replaces all others."""
+        """Return how large a file may become at most: also one that replaces all others.
+
+        The quota is that of the space's owner.
+        """
         with self._db.read() as cx:
-            row = cx.one("SELECT quota FROM account WHERE id = ?", me.who.user)
+            row = cx.one(
+                "SELECT a.quota FROM space s JOIN account a ON a.id = s.owner_id WHERE s.id = ?",
+                me.space,
+            )
         return int(row[0]) if row and row[0] else None
 
     def keep(
         self, me: Visitor, path: Sequence[bytes], content: Content, after: After = nothing_else
     ) -> Item:
-        """Let a path have this content from now on. QUOTA, IS_DIR, NOT_DIR; nothing else stays.
+        """Let a path of the visitor's space have this content, which is in that space, from now on.
 
-        `after` runs in the same transaction.
+        QUOTA, IS_DIR, NOT_DIR, READ_ONLY; nothing else stays. `after` runs in the same transaction.
         """
         paths.check_extension(path[-1], self._service.policy.allowed_extensions)
 
@@ -191,12 +247,13 @@ class FileService:
             draft.write(path, content)
             return path
 
-        return need(self._changes.apply(me.space, me.author, build, content.stored, after))
+        return need(self._change(me, build, content.stored, after))
 
     def target(
         self, me: Visitor, path: str, filename: str, within: FileId | None = None
     ) -> list[bytes]:
-        """Return the path of an upload: `path`, or the file's own name, perhaps in that folder.
+        """Return the path of an upload within the visitor's space: `path`, or the file's own name,
+        perhaps in that folder.
 
         All of it is below the folder `within`; when that is a file, it is the target itself.
         INVALID for what cannot be a path, or may not be one for its ending.
@@ -232,7 +289,7 @@ class FileService:
 
     def content(self, me: Visitor, file: str) -> tuple[Item, tuple[SpaceId, Ino, Seq]]:
         """Return a regular file and where its bytes are read; IS_DIR, INVALID for others."""
-        known = self._mine(me, file)
+        _, known = self._mine(me, file)
         with self._db.read() as cx:
             view = View(cx, known.space)
             item = _regular(view.by_id(known))
@@ -247,48 +304,66 @@ class FileService:
 
     def versions(self, me: Visitor, file: str) -> tuple[Item, list[Version]]:
         """Return a file (also a deleted one) and its versions, the oldest first."""
-        known = self._mine(me, file)
+        there, item, versions = self._versions(me, file)
+        return self.visitors.shown(there, item), versions
+
+    def _versions(
+        self, me: Visitor, file: str, need: str = READ
+    ) -> tuple[Visitor, Item, list[Version]]:
+        there, known = self._mine(me, file, need)
         with self._db.read() as cx:
             item = View(cx, known.space).by_id_or_lost(known)
         ask = wire.GetHistory(item.space, item.parent, item.name)
-        return item, self._service.tree.history(ask).versions
+        return there, item, self._service.tree.history(ask).versions
 
     def version(self, me: Visitor, file: str, number: int) -> tuple[Item, Version]:
         """Return one version of a file; NOT_FOUND."""
         item, known = self.versions(me, file)
-        for version in known:
-            if version.number == number:
-                return item, version
-        raise EverfoldError(Kind.NOT_FOUND, "there is no such version", str(number)[:40])
+        return item, _numbered(known, number)
 
     def restore(self, me: Visitor, file: str, number: int) -> Item:
         """Make a version the content again: itself a new version. A deleted file comes back."""
-        item, version = self.version(me, file, number)
+        there, item, known = self._versions(me, file, WRITE)
+        version = _numbered(known, number)
         if item.died_ns:
-            return self._bring_back(me, item._replace(vbase=0, version=version.number), item.names)
+            return self._bring_back(
+                there, item._replace(vbase=0, version=version.number), item.names
+            )
 
         def build(draft: Draft) -> FileId:
             draft.restore(item, number)
             return item.id
 
-        return need(self._changes.apply(item.space, me.author, build))
+        return need(self._change(there, build))
 
     # ------------------------------------------------------------ names
 
     def make_folder(self, me: Visitor, path: str) -> Item:
         """Make a folder, and those above it; EXISTS."""
-        names = paths.parse_new(path)
+        there, names = self.visitors.aim(me, paths.parse_new(path), WRITE)
 
         def build(draft: Draft) -> Sequence[bytes]:
             draft.make_folder(names)
             return names
 
-        return need(self._changes.apply(me.space, me.author, build))
+        return need(self._change(there, build))
 
     def move(self, me: Visitor, file: str, path: str, replaces: bool = False) -> Item:
-        """Move or rename; into `path` when that is a folder. EXISTS, NOT_FOUND, INVALID."""
-        known = self._mine(me, file)
-        wanted = paths.parse(path)
+        """Move or rename; into `path` when that is a folder. EXISTS, NOT_FOUND, INVALID.
+
+        A team folder itself is moved within the home. CROSS_SPACE: its files are copied, not moved.
+        """
+        here, known = self._mine(me, file)
+        junction = self._junction(me, known)
+        if junction is not None:
+            here, known = me, FileId(me.home, junction.ino)
+        there, wanted = self.visitors.aim(me, paths.parse(path), WRITE)
+        if there.space != here.space:
+            raise EverfoldError(
+                Kind.CROSS_SPACE,
+                "nothing is moved into or out of a team folder; copy it",
+                path[:200],
+            )
 
         def build(draft: Draft) -> Sequence[bytes]:
             item = draft.view.by_id(known)
@@ -303,11 +378,19 @@ class FileService:
             draft.move(item, names, replaces)
             return names
 
-        return need(self._changes.apply(known.space, me.author, build))
+        return need(self._change(here, build))
 
     def delete(self, me: Visitor, file: str, is_recursive: bool = False) -> Item:
-        """Delete to the trash: history keeps it. NOT_EMPTY for a folder unless recursive."""
-        known = self._mine(me, file)
+        """Delete to the trash: history keeps it. NOT_EMPTY for a folder unless recursive.
+
+        A team folder is left by that; NOT_PERMITTED for its owner.
+        """
+        here, known = self._mine(me, file)
+        if self._junction(me, known) is not None:
+            left = self.info(me, file)
+            self._service.teams.leave(me, known.space)
+            return left
+        self._service.spaces.check(known.space, me.who.user, WRITE)
         gone: list[Item] = []
         is_done: list[bool] = []
 
@@ -318,15 +401,15 @@ class FileService:
             is_done[:] = [draft.remove(gone[0], is_recursive)]
 
         while not (is_done and is_done[0]):
-            self._changes.apply(known.space, me.author, build)
-        return gone[0]
+            self._change(here, build)
+        return self.visitors.shown(here, gone[0])
 
     def purge(self, me: Visitor, file: str) -> Item:
         """Delete a file, or what is left of a deleted one, with all its versions, for good.
 
-        IS_DIR for a folder.
+        IS_DIR for a folder. In a team folder only its owner may.
         """
-        known = self._mine(me, file)
+        here, known = self._mine(me, file, OWNER)
         gone: list[Item] = []
 
         def build(draft: Draft) -> None:
@@ -336,13 +419,13 @@ class FileService:
             if not gone[0].died_ns:
                 draft.remove(gone[0], is_recursive=False)
 
-        self._changes.apply(
-            known.space,
-            me.author,
+        self._change(
+            here,
             build,
             after=lambda cx: forget(cx, known.space, gone[0].parent, gone[0].name),
+            may=OWNER,
         )
-        return gone[0]
+        return self.visitors.shown(here, gone[0])
 
     def undelete(self, me: Visitor, file: str, path: str, to: str = "") -> Item:
         """Bring back what was deleted, by its id or (without one) its path, or `to` another path.
@@ -350,19 +433,35 @@ class FileService:
         EXISTS when the name is taken, NOT_FOUND when its folder is gone, too.
         """
         if file:
-            item = self.lost(me, file)
-        else:
-            names = paths.parse_new(path)
+            here, known = self._mine(me, file, WRITE)
+            if known.ino == ROOT:
+                return self._service.teams.revive(me, known.space, to)
             with self._db.read() as cx:
-                item = View(cx, me.space).lost_at(names)
-        return self._bring_back(me, item, paths.parse_new(to) if to else item.names)
+                item = View(cx, known.space).lost_id(known)
+        else:
+            here, names = self.visitors.aim(me, paths.parse_new(path), WRITE)
+            with self._db.read() as cx:
+                item = View(cx, here.space).lost_at(names)
+        if not to:
+            return self._bring_back(here, item, item.names)
+        there, wanted = self.visitors.aim(me, paths.parse_new(to), WRITE)
+        if there.space != here.space:
+            raise EverfoldError(Kind.CROSS_SPACE, "it comes back where it was deleted", to[:200])
+        return self._bring_back(here, item, wanted)
 
     def _bring_back(self, me: Visitor, item: Item, names: Sequence[bytes]) -> Item:
         def build(draft: Draft) -> Sequence[bytes]:
             draft.bring_back(item, names)
             return names
 
-        return need(self._changes.apply(item.space, me.author, build))
+        return need(self._change(me, build))
+
+
+def _numbered(known: list[Version], number: int) -> Version:
+    for version in known:
+        if version.number == number:
+            return version
+    raise EverfoldError(Kind.NOT_FOUND, "there is no such version", str(number)[:40])
 
 
 def _regular(item: Item) -> Item:

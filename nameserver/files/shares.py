@@ -2,7 +2,8 @@
 
 A token is a random key and a signature over it, so none can be guessed, and the database alone
 gives none away. Forged, unknown and revoked ones sound the same (NOT_FOUND); one that has run out
-is STALE. A link follows its file as ids do (`browse`), and dies with its maker's account.
+is STALE. A link follows its file as ids do (`browse`), and dies with its maker's account, and with
+the maker's right to write there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from nameserver.db import Cx, Row
 from nameserver.files.items import iso
 from nameserver.files.paths import FileId
 from nameserver.gate import Identity
+from nameserver.spaces import WRITE
 
 if TYPE_CHECKING:
     from nameserver.files.service import FileService, Visitor
@@ -86,6 +88,7 @@ class Shares:
             passwords.check_choice(password)
             secret = passwords.hashed(password, self._policy.bcrypt_rounds)
         item = self._files.info(me, file)
+        self._files.into(me, item.space, WRITE)  # who may only read gives nothing away
         now = self._clock.time_ns()
         share = Share(
             secrets.token_urlsafe(_KEY * 3 // 4), item.space, item.ino, me.who.user, permission,
@@ -169,7 +172,12 @@ class Shares:
         if not share.may(what):
             raise EverfoldError(Kind.FORBIDDEN, f"the link does not allow to {what}")
         who = Identity(share.user, owner[0], owner[1], DeviceId(""), LABEL)
-        return share, self._files.visitor(who)
+        try:
+            return share, self._files.into(self._files.visitor(who), share.space, WRITE)
+        except EverfoldError as err:
+            if err.kind not in (Kind.NOT_FOUND, Kind.READ_ONLY):
+                raise
+            raise _unknown() from err
 
     def ticket(self, share: Share) -> str:
         """Return what stands for a link's password from now on, until the password changes."""

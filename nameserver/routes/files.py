@@ -9,6 +9,7 @@ from flask import Blueprint, Response, request
 from everfold.errors import EverfoldError, Kind
 from everfold.model import Seq
 from nameserver.files.browse import PAGE_MAX, Page
+from nameserver.files.intake import Intake
 from nameserver.files.items import Item
 from nameserver.files.paths import FileId
 from nameserver.files.service import Asked, FileService, Visitor
@@ -16,6 +17,7 @@ from nameserver.routes import multipart
 from nameserver.routes.auth import Guard
 from nameserver.routes.forms import Json, fields, text
 from nameserver.routes.sending import Sent, send
+from nameserver.spaces import WRITE
 
 _PER_PAGE: Final = 50
 _FRAME_MAX: Final = 256 * 1024  # of a form around its file
@@ -189,13 +191,19 @@ def receive(files: FileService, me: Visitor, within: FileId | None = None) -> It
     `within`: a folder that all of it must be below, or the one file that it may be.
     """
     request.max_content_length = 1 << 62  # the limit of the file itself counts
-    length = request.content_length
-    intake = files.intake(me, max(0, length - _FRAME_MAX) if length is not None else None)
-    path, filename = word("path"), None
+    whole, path, filename = me, word("path"), None
+    if within is None:
+        me, path = files.aim(whole, path, WRITE)
+    intake = _intake(files, me)
     try:
         for part in multipart.Form(_read, request.headers.get("Content-Type", "")):
             if part.name == "path":
                 path = part.text()
+                if within is None:
+                    there, path = files.aim(whole, path, WRITE)
+                    if there.space != me.space:
+                        _check_nothing_came(filename)
+                        me, intake = there, _intake(files, there)
             elif part.name == "file" and filename is None:
                 filename = part.filename or ""
                 if path or filename:  # else the path may still come
@@ -211,6 +219,18 @@ def receive(files: FileService, me: Visitor, within: FileId | None = None) -> It
     except BaseException:
         intake.cancel()
         raise
+
+
+def _intake(files: FileService, me: Visitor) -> Intake:
+    length = request.content_length
+    return files.intake(me, max(0, length - _FRAME_MAX) if length is not None else None)
+
+
+def _check_nothing_came(filename: str | None) -> None:
+    if filename is not None:
+        raise EverfoldError(
+            Kind.CROSS_SPACE, "into a team folder 'path' comes before 'file', or in the query"
+        )
 
 
 def _read(size: int) -> bytes:

@@ -48,6 +48,10 @@ _PARENT: Final = (
     "SELECT parent FROM entry INDEXED BY entry_ino"
     " WHERE space_id = ? AND ino = ? AND died IS NULL LIMIT 1"
 )
+_JUNCTIONS: Final = (
+    "SELECT m.ino FROM member m JOIN team t ON t.space_id = m.space_id AND t.deleted_ns = 0"
+    " WHERE m.home_id = ?"
+)
 
 
 class Author(NamedTuple):
@@ -90,6 +94,7 @@ class Batch:
         self._named: set[int] = set()  # inodes that got a name in the commit being written
         self._unused = (0, 0)  # inode numbers [from, to) that the database never had
         self._free: dict[int, tuple[bytes, bytes | None]] = {}  # and names, of a directory
+        self._junctions: frozenset[int] | None = None
         self._changes: dict[tuple[object, ...], tuple[object, ...]] = {}
         self.pending = Pending(cx, space)
 
@@ -118,11 +123,25 @@ class Batch:
         return True
 
     def directory(self, ino: int) -> Inode:
-        """Return a live directory; NOT_FOUND, NOT_DIR."""
+        """Return a live directory that names may be in; NOT_FOUND, NOT_DIR, NOT_PERMITTED."""
         found = self.inode(ino)
         if not found.is_dir:
             raise EverfoldError(Kind.NOT_DIR, "not a directory", str(ino))
+        if self.is_junction(ino):
+            raise EverfoldError(Kind.NOT_PERMITTED, "a team folder's place holds nothing", str(ino))
         return found
+
+    def is_junction(self, ino: int) -> bool:
+        """Tell whether this directory only stands for a team folder, which is another space."""
+        if self._junctions is None:
+            rows = self.cx.all(_JUNCTIONS, self.space)
+            self._junctions = frozenset(row[0] for row in rows)
+        return ino in self._junctions
+
+    def check_removable(self, directory: Inode) -> None:
+        """Raise NOT_PERMITTED for a junction: it goes with the membership and not before."""
+        if self.is_junction(directory.ino):
+            raise EverfoldError(Kind.NOT_PERMITTED, "a team folder is left, not removed")
 
     def file(self, ino: int) -> Inode:
         """Return a live regular file; NOT_FOUND, IS_DIR, INVALID."""

@@ -68,6 +68,7 @@ def unlink(batch: Batch, op: wire.Unlink) -> wire.Result:
     if op.is_rmdir:
         if not inode.is_dir:
             raise EverfoldError(Kind.NOT_DIR, "not a directory", repr(op.name))
+        batch.check_removable(inode)
         if not batch.is_empty(inode):
             raise EverfoldError(Kind.NOT_EMPTY, "the directory is not empty", repr(op.name))
     elif inode.is_dir:
@@ -157,6 +158,7 @@ def _may_replace(batch: Batch, inode: Inode, replaced: Inode) -> None:
     if replaced.is_dir:
         if not inode.is_dir:
             raise EverfoldError(Kind.IS_DIR, "a directory stands there")
+        batch.check_removable(replaced)
         if not batch.is_empty(replaced):
             raise EverfoldError(Kind.NOT_EMPTY, "the directory there is not empty")
     elif inode.is_dir:

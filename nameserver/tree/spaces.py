@@ -25,8 +25,8 @@ def make_space(cx: Cx, owner_id: int, name: str, now_ns: int | None = None) -> S
     rows = cx.all(
         "INSERT INTO space (name, owner_id, seq, next_ino, live_bytes, history_bytes, inodes,"
         " replicas, locks_gen, lease_mount, lease_epoch, lease_until_ns, lease_recalled,"
-        " lease_recalled_ns, created_ns)"
-        " VALUES (?, ?, 0, 2, 0, 0, 1, 0, 0, '', 0, 0, 0, 0, ?) RETURNING id",
+        " lease_recalled_ns, created_ns, teams_gen)"
+        " VALUES (?, ?, 0, 2, 0, 0, 1, 0, 0, '', 0, 0, 0, 0, ?, 0) RETURNING id",
         name,
         owner_id,
         at,
