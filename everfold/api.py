@@ -141,14 +141,31 @@ class Api:
         answer: Json = self.call("POST", f"/admin/system/repair-node/{quote(node, safe='')}")
         return answer
 
+    def drain_node(self, node: str) -> Json:
+        """Put nothing more on a datanode; what it has is copied to the others (`to_copy`)."""
+        answer: Json = self.call("POST", f"/admin/system/drain-node/{quote(node, safe='')}")
+        return answer
+
+    def remove_node(self, node: str, force: bool = False) -> Json:
+        """Take a datanode out of the cluster.
+
+        BUSY while it is in use, or a block needs its copy; `force` lets these be lost.
+        """
+        path = f"/admin/system/remove-node/{quote(node, safe='')}"
+        answer: Json = self.call("POST", path, {"force": force}, LONG_S)
+        return answer
+
     def status(self) -> Json:
         """Return the cluster's figures: blocks, under_replicated, missing, corrupt, nodes, …"""
         answer: Json = self.call("GET", "/admin/system")
         return answer
 
-    def fsck(self) -> Json:
-        """Walk tree, extents and replica map on the server and ask the nodes; may take long."""
-        answer: Json = self.call("POST", "/admin/fsck", timeout_s=LONG_S)
+    def fsck(self, repair: bool = False) -> Json:
+        """Walk tree, extents and replica map on the server and ask the nodes; may take long.
+
+        `repair`: write the sums of what spaces use anew where they are wrong.
+        """
+        answer: Json = self.call("POST", "/admin/fsck", {"repair": repair}, LONG_S)
         return answer
 
     # ------------------------------------------------------------ people
@@ -162,6 +179,11 @@ class Api:
         """Make a user; EXISTS when the name is taken."""
         body = {"username": username, "password": password, "role": role, "quota": quota}
         answer: Json = self.call("POST", "/admin/users", body)
+        return answer
+
+    def change_user(self, username: str, **what: Any) -> Json:
+        """Change `quota`, `role` or `disabled` of a user; NOT_PERMITTED for the last admin."""
+        answer: Json = self.call("PUT", f"/admin/users/{quote(username, safe='')}", what)
         return answer
 
     def set_password(self, username: str, password: str) -> None:

@@ -35,8 +35,8 @@ def failed(done, *said, status=1):
     "words",
     [
         *((verb,) for verb in VERBS),
-        *(("node", action) for action in ("list", "add", "fail", "repair")),
-        *(("user", action) for action in ("add", "list", "passwd")),
+        *(("node", action) for action in ("list", "add", "fail", "repair", "drain", "remove")),
+        *(("user", action) for action in ("add", "list", "passwd", "set", "invite")),
     ],
 )
 def test_every_verb_has_help_with_an_example_and_its_exit_status(cluster, words):
@@ -144,7 +144,7 @@ def test_for_people_there_is_a_table(cluster):
     done = cluster.tool("node", "list")
 
     assert done.stdout.splitlines()[0].split() == [
-        "NODE", "STATE", "USED", "CAPACITY", "BLOCKS", "URL",
+        "NODE", "STATE", "USED", "CAPACITY", "BLOCKS", "TO-COPY", "URL",
     ]  # fmt: skip
     assert len(done.stdout.splitlines()) == 4
 
@@ -173,7 +173,21 @@ def test_a_node_is_failed_and_repaired_by_hand(cluster):
         assert api.status()["under_replicated"] == 0
 
 
-@pytest.mark.parametrize("action", ["fail", "repair"])
+def test_a_node_is_drained_removed_and_taken_back(cluster):
+    in_use = cluster.tool("node", "remove", "dn1")
+    drained = cluster.tool("node", "drain", "dn1", "--wait")
+    removed = cluster.tool("node", "remove", "dn1")
+    with cluster.api() as api:
+        left = {n["id"]: n["state"] for n in api.nodes()}
+    back = cluster.tool("node", "repair", "dn1", "--wait")
+
+    failed(in_use, "dn1", "drain it first")
+    assert (drained.returncode, removed.returncode) == (0, 0), (drained.stderr, removed.stderr)
+    assert left == {"dn2": "up", "dn3": "up"}
+    assert back.returncode == 0, back.stderr
+
+
+@pytest.mark.parametrize("action", ["fail", "repair", "drain", "remove"])
 def test_a_node_that_is_not_there_is_said(cluster, action):
     failed(cluster.tool("node", action, "dn99"), "dn99")
 
@@ -188,6 +202,21 @@ def test_a_repair_that_takes_too_long_ends_with_what_is_still_lacking(cluster):
 
 
 # ---------------------------------------------------------------- people
+
+
+def test_a_user_is_invited_limited_and_shut_out(cluster):
+    token = cluster.tool("user", "invite", "--days", "1").stdout.strip()
+    cluster.tool("user", "add", "eve", "--password-stdin", stdin="e" * 12)
+
+    limited = cluster.tool("user", "set", "eve", "--quota", "1G", "--disable")
+    last = cluster.tool("user", "set", "admin", "--role", "user")
+
+    users = json.loads(cluster.tool("user", "list", "--json").stdout)
+    eve = next(user for user in users if user["username"] == "eve")
+    assert len(token) >= 20
+    assert limited.returncode == 0, limited.stderr
+    assert (eve["quota"], eve["disabled"], eve["used_bytes"]) == (1 << 30, True, 0)
+    failed(last, "last admin")
 
 
 def test_a_user_is_made_listed_and_can_log_in_and_change_the_password(cluster, tmp_path):

@@ -16,7 +16,7 @@ def add(verbs: command.Verbs) -> None:
         run,
         summary="check the whole cluster",
         description="Walk tree, extents and replica map, ask the datanodes, and list what is wrong."
-        "\nNothing is changed.",
+        "\nNothing is changed; with --repair, sums of used space that are wrong are written anew.",
         example="everfold fsck && echo sound",
         status={
             command.DONE: "everything is sound",
@@ -26,6 +26,7 @@ def add(verbs: command.Verbs) -> None:
     )
     parser.set_defaults(failed=command.UNCHECKED)
     parser.add_argument("--server", metavar="URL", help="instead of the one logged in at")
+    parser.add_argument("--repair", action="store_true", help="count used space anew")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
@@ -35,12 +36,14 @@ def run(args: argparse.Namespace) -> int:
     progress = command.Progress()
     progress.show("checking tree, extents, replica map and nodes ...")
     with login.api() as api:
-        found = api.fsck()
+        found = api.fsck(args.repair)
     progress.clear()
     if args.json:
         command.print_json(found)
     else:
         for error in found["errors"]:
             print(error)
+        for repaired in found["repaired"]:
+            print(f"repaired: {repaired}")
         print(f"{len(found['errors'])} errors" if found["errors"] else "sound")
     return command.FAILED if found["errors"] else command.DONE

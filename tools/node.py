@@ -28,15 +28,18 @@ def add(verbs: command.Verbs) -> None:
         verbs,
         "node",
         run_list,
-        summary="list, add, fail and repair datanodes",
+        summary="list, add, fail, repair, drain and remove datanodes",
         description="Look after the datanodes; needs an admin's login.",
-        example="everfold node fail dn1\neverfold node repair dn1 --wait",
+        example="everfold node fail dn1\neverfold node repair dn1 --wait\n"
+        "everfold node drain dn2 --wait && everfold node remove dn2",
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     _add_list(actions)
     _add_add(actions)
     _add_fail(actions)
     _add_repair(actions)
+    _add_drain(actions)
+    _add_remove(actions)
 
 
 def _server(parser: argparse.ArgumentParser) -> None:
@@ -103,8 +106,46 @@ def _add_repair(actions: command.Verbs) -> None:
         example="everfold node repair dn1 --wait",
     )
     parser.add_argument("id", metavar="ID")
-    parser.add_argument("--wait", action="store_true", help="until under_replicated is 0")
+    _waiting(parser, "until under_replicated is 0")
+    _server(parser)
+
+
+def _waiting(parser: argparse.ArgumentParser, until: str) -> None:
+    parser.add_argument("--wait", action="store_true", help=until)
     parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="of --wait")
+
+
+def _add_drain(actions: command.Verbs) -> None:
+    parser = command.verb(
+        actions,
+        "drain",
+        run_drain,
+        summary="copy all that a datanode has to the others",
+        description="Put nothing more on the datanode, and copy what it has to the others. It is\n"
+        "read until then. With --wait, return when nothing needs it any more: it can be\n"
+        "removed. `everfold node repair ID` takes it back instead.",
+        example="everfold node drain dn2 --wait",
+    )
+    parser.add_argument("id", metavar="ID")
+    _waiting(parser, "until nothing needs it")
+    _server(parser)
+
+
+def _add_remove(actions: command.Verbs) -> None:
+    parser = command.verb(
+        actions,
+        "remove",
+        run_remove,
+        summary="take a datanode out of the cluster",
+        description="Take a datanode out of the cluster: one that was drained, has failed or is\n"
+        "down, and whose blocks have all their copies elsewhere. With --wait, it is drained\n"
+        "first. With --force it goes at once, and what only it has is not there any more.\n"
+        "Nothing on its disk is wiped: `everfold node repair ID` takes it back.",
+        example="everfold node remove dn2 --wait",
+    )
+    parser.add_argument("id", metavar="ID")
+    parser.add_argument("--force", action="store_true", help="though blocks lack copies then")
+    _waiting(parser, "drain it, and until nothing needs it")
     _server(parser)
 
 
@@ -140,6 +181,57 @@ def run_repair(args: argparse.Namespace) -> int:
     command.say(f"{args.id} is back; every block has its copies." if args.wait
                 else f"{args.id} is being taken back.")  # fmt: skip
     return command.DONE
+
+
+def run_drain(args: argparse.Namespace) -> int:
+    """Empty a datanode; perhaps wait until nothing needs it."""
+    with _api(args) as api:
+        api.drain_node(args.id)
+        if args.wait:
+            _wait_unneeded(api, args.id, args.timeout)
+    command.say(f"Nothing needs {args.id} any more." if args.wait
+                else f"{args.id} is being drained.")  # fmt: skip
+    return command.DONE
+
+
+def run_remove(args: argparse.Namespace) -> int:
+    """Take a datanode out; say what is lacking then."""
+    with _api(args) as api:
+        if args.wait and not args.force:
+            if _row(api, args.id)["state"] in ("up", "suspect"):
+                api.drain_node(args.id)
+            _wait_unneeded(api, args.id, args.timeout)
+        done = api.remove_node(args.id, args.force)
+    lacking = f"; {done['lacking']} blocks lack copies, {done['lost']} have none"
+    command.say(f"{args.id} is removed{lacking if done['lacking'] else ''}.")
+    return command.DONE
+
+
+def _row(api: Api, node: str) -> dict[str, Any]:
+    found = next((row for row in api.nodes() if row["id"] == node), None)
+    if found is None:
+        raise EverfoldError(Kind.NOT_FOUND, "there is no such node", node)
+    return found
+
+
+def _wait_unneeded(api: Api, node: str, timeout_s: float) -> None:
+    """Wait until every block of a node has its copies elsewhere, twice in a row."""
+    ends = time.monotonic() + timeout_s
+    progress = command.Progress()
+    calm = 0
+    try:
+        while True:
+            row = _row(api, node)
+            calm = calm + 1 if not row["to_copy"] else 0
+            if calm == 2:
+                return
+            if time.monotonic() > ends:
+                why = f"after {timeout_s:g} s {row['to_copy']} of its blocks lack copies elsewhere"
+                raise EverfoldError(Kind.TIMEOUT, why, node)
+            progress.show(f"{node} is {row['state']}, {row['to_copy']} blocks to copy")
+            time.sleep(POLL_S)
+    finally:
+        progress.clear()
 
 
 def _wait_whole(api: Api, node: str, timeout_s: float) -> None:

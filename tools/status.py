@@ -125,8 +125,9 @@ def print_nodes(nodes: list[dict[str, object]]) -> None:
             command.size_text(int(str(node["used"]))),
             command.size_text(int(str(node["capacity"]))),
             node["blocks"],
+            node.get("to_copy", 0),
             node["url"],
         )
         for node in nodes
     ]
-    command.print_table(("NODE", "STATE", "USED", "CAPACITY", "BLOCKS", "URL"), rows)
+    command.print_table(("NODE", "STATE", "USED", "CAPACITY", "BLOCKS", "TO-COPY", "URL"), rows)
