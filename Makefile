@@ -1,7 +1,7 @@
 # Everything a fresh machine needs: `make run` and `make test`. The rest is for those who work on it.
 #
 #   make run   [MOUNT=./Everfold] [DATA=./.everfold] [PORT=5000]   the whole system, until Ctrl-C
-#   make test  [ARGS="tests/t0_*.py -x"]                           the test suite
+#   make test  [ARGS="tests/t0_*.py -x"] [JOBS=2]                  the test suite
 #   make check                                                     format, lint, types
 #   make bench [ARGS="--quick"]                                    all workloads, beside local disk
 #   make bench-scale                                               what an operation costs up to 2 million inodes
@@ -13,6 +13,7 @@ MOUNT ?= ./Everfold
 DATA ?= ./.everfold
 PORT ?= 5000
 ARGS ?=
+JOBS ?= 2
 
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -24,7 +25,7 @@ run: $(READY)
 	@exec $(PY) -m tools up --data "$(DATA)" --mount "$(MOUNT)" --port $(PORT)
 
 test: $(READY)
-	$(PY) -m pytest -m "not soak" $(ARGS)
+	$(PY) -m pytest -m "not soak" -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(READY)
 	$(PY) -m ruff format --check .
