@@ -52,6 +52,7 @@ class Settings:
     tls_cert: str = ""  # "": plain HTTP
     tls_key: str = ""  # "": in the certificate's file
     ca_file: str = ""  # "": the system's authorities
+    workers: int = 1  # processes of a nameserver
 
 
 def parse_size(text: str) -> int:
@@ -136,6 +137,7 @@ SETTINGS: Final = (
     Setting("DEFAULT_QUOTA", "default_quota", parse_size, "a new user's share; 0: no limit"),
     Setting("REGISTRATION", "registration", _registration, "who may register: open|invite|admin"),
     Setting("EVERFOLD_ADMIN_PASSWORD", "admin_password", _password, "the first admin's password"),
+    Setting("WORKERS", "workers", _count(1, 64), "processes that serve a nameserver's address"),
     Setting(TLS_CERT, "tls_cert", _path, "certificate chain that is shown (PEM); empty: no TLS"),
     Setting(TLS_KEY, "tls_key", _path, "its key (PEM), when it is in a file of its own"),
     Setting(CA_FILE, "ca_file", _path, "authorities of our servers (PEM); empty: the system's"),

@@ -16,6 +16,7 @@ import faulthandler
 import logging
 import os
 import queue
+import select
 import signal
 import socket
 import struct
@@ -67,6 +68,7 @@ class Server:
         self._tls = tls
         self._thread_ends = thread_ends
         self._is_ending = False
+        self._asleep, self._awake = os.pipe()
         self._waiting: queue.SimpleQueue[Peer | None] = queue.SimpleQueue()
         self._changed = threading.Condition()  # guards all below
         self._peers: set[Peer] = set()
@@ -78,12 +80,16 @@ class Server:
         self._acceptor.start()
 
     def refuse(self) -> None:
-        """Accept no connection any more, and close each one with its next answer."""
+        """Accept no connection any more, and close each one with its next answer.
+
+        The listener may be other processes' too, so it is closed, not shut down.
+        """
         self._is_ending = True
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(2)
-        self._listener.close()
+        _wake(self._awake)
         self._acceptor.join()
+        self._listener.close()
+        os.close(self._asleep)
+        os.close(self._awake)
 
     def stop(self, grace_s: float) -> None:
         """Let what was asked be answered (at most `grace_s`), then hang up. After `refuse`."""
@@ -100,11 +106,16 @@ class Server:
                 self._waiting.put(None)
 
     def _accept(self) -> None:
+        self._listener.setblocking(False)
+        poll = select.poll()
+        for end in (self._asleep, self._listener.fileno()):
+            poll.register(end, select.POLLIN)
         while not self._is_ending:
             try:
+                poll.poll()
                 sock, address = self._listener.accept()
             except BlockingIOError:
-                continue  # the listener's time limits are meant for what it accepts
+                continue  # another process was faster, or it is time to end
             except OSError as err:
                 if not self._is_ending:
                     _log.warning("no connection can be accepted: %s", err)

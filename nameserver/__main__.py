@@ -7,8 +7,9 @@ import functools
 import json
 import logging
 import os
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from everfold import config, log, serving, tls
@@ -20,9 +21,11 @@ from nameserver.app import create_app
 from nameserver.db import Database
 from nameserver.policy import Policy
 from nameserver.service import FirstAdmin, Service
+from nameserver.workers import Workers
 
 _log = logging.getLogger("nameserver")
 GRACE_S = 5
+END_S = 20.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     config.add_flags(
         described, "secret_key", "jwt_secret_key", "cluster_secret", "database_url", "replicas",
         "min_replicas", "registration", "max_file_size", "allowed_extensions", "default_quota",
-        "tls_cert", "tls_key", "ca_file",
+        "workers", "tls_cert", "tls_key", "ca_file",
     )  # fmt: skip
     return described
 
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = config.from_args(args, os.environ)
         certificate = tls.certificate(settings.tls_cert, settings.tls_key)
-        service, admin = start(args.data, settings)
+        admin = prepare(args.data, settings)
         sock = serving.listen(args.host, args.port)
     except EverfoldError as err:
         print(f"everfold-nameserver: {err}", file=sys.stderr)
@@ -68,15 +71,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     url = f"{scheme}://{host}:{sock.getsockname()[1]}"
     if admin is not None and not settings.admin_password and args.ready_file is None:
         print(f"first admin: {admin.username} password: {admin.password}", file=sys.stderr)
-    _log.info("serving at %s", url)
+
+    def tell(workers: Sequence[int] = ()) -> None:
+        _log.info("serving at %s", url)
+        if args.ready_file is not None:
+            _write_ready(args.ready_file, url, admin, workers)
+
+    def work(ready: Callable[[], None]) -> int:
+        return _serve(args.data, settings, sock, certificate, ready)
+
+    if settings.workers == 1:
+        return work(tell)
+    return Workers(settings.workers, work, END_S).run(tell)
+
+
+def _serve(
+    data: Path,
+    settings: config.Settings,
+    sock: socket.socket,
+    certificate: tls.Certificate | None,
+    ready: Callable[[], None],
+) -> int:
+    """Be one process of a nameserver, until SIGTERM."""
+    service = make_service(data, settings)
+    service.db.prepare_to_serve()
     service.driver.start()
     service.load.start()
-    if args.ready_file is not None:
-        _write_ready(args.ready_file, url, admin)
     serving.serve(
         create_app(service),
         sock,
         grace_s=GRACE_S,
+        on_ready=ready,
         stopping=service.stop,
         thread_ends=lambda: _let_go(service.db),
         tls=certificate,
@@ -85,14 +110,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def start(data: Path, settings: config.Settings) -> tuple[Service, FirstAdmin | None]:
-    """Return the wired service, and the admin if this is the first start."""
+def prepare(data: Path, settings: config.Settings) -> FirstAdmin | None:
+    """Make what a first start makes; return the admin if this is one. Leaves no thread behind."""
+    service = make_service(data, settings)
+    try:
+        return service.first_admin(settings.admin_password)
+    finally:
+        service.db.close()
+
+
+def make_service(data: Path, settings: config.Settings) -> Service:
+    """Return the wired service."""
     data.mkdir(parents=True, exist_ok=True)
     given = secretfile.Secrets(
         settings.secret_key, settings.jwt_secret_key, settings.cluster_secret
     )
     db = Database(settings.database_url or f"sqlite:///{data / 'nameserver.db'}")
-    db.prepare_to_serve()
     policy = Policy(
         replicas=settings.replicas,
         min_replicas=settings.min_replicas or min(2, settings.replicas),
@@ -104,8 +137,7 @@ def start(data: Path, settings: config.Settings) -> tuple[Service, FirstAdmin | 
     connect = functools.partial(HttpTransport, ca_file=settings.ca_file)
     if settings.ca_file:
         tls.client_context(settings.ca_file)  # a file of no use is refused at the start
-    service = Service(db, SystemClock(), policy, secretfile.load(data, given), connect)
-    return service, service.first_admin(settings.admin_password)
+    return Service(db, SystemClock(), policy, secretfile.load(data, given), connect)
 
 
 def _let_go(db: Database) -> None:
@@ -114,9 +146,14 @@ def _let_go(db: Database) -> None:
         db.peewee.close()
 
 
-def _write_ready(path: Path, url: str, admin: FirstAdmin | None) -> None:
+def _write_ready(path: Path, url: str, admin: FirstAdmin | None, workers: Sequence[int]) -> None:
     """Tell the starter, whole or not at all; only its owner may read the password."""
-    told = {"url": url, "pid": os.getpid(), "admin": admin._asdict() if admin else None}
+    told = {
+        "url": url,
+        "pid": os.getpid(),
+        "admin": admin._asdict() if admin else None,
+        "workers": list(workers),
+    }
     fresh = path.with_name(path.name + ".new")
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "w") as file:

@@ -17,7 +17,7 @@ from everfold.errors import EverfoldError
 from everfold.model import NodeState
 from everfold.services import Clock
 from nameserver import gc, tasks
-from nameserver.db import Database
+from nameserver.db import Cx, Database
 from nameserver.files.uploads import expire
 from nameserver.nodes import NodeBook
 from nameserver.policy import Policy
@@ -153,11 +153,13 @@ class Driver:
         ttl = int(self._policy.lease_s * 1e9)
         if self._leased_until_ns - now > ttl // 2:
             return True
-        with self._db.write() as cx:
-            row = cx.one("SELECT value FROM meta WHERE key = 'planner'")
-            held = json.loads(row[0]) if row else None
-            if held and held["who"] != self._who and held["until"] > now:
+        with self._db.read() as cx:
+            if self._is_anothers(cx, now):
                 return False
+        with self._db.write() as cx:
+            if self._is_anothers(cx, now):
+                return False
+            row = cx.one("SELECT value FROM meta WHERE key = 'planner'")
             fresh = json.dumps({"who": self._who, "until": now + ttl})
             if row is None:
                 got = cx.run(
@@ -171,6 +173,12 @@ class Driver:
         if got:
             self._leased_until_ns = now + ttl
         return bool(got)
+
+    def _is_anothers(self, cx: Cx, now_ns: int) -> bool:
+        """Tell whether another process holds the lease; there may be many that wait for it."""
+        row = cx.one("SELECT value FROM meta WHERE key = 'planner'")
+        held = json.loads(row[0]) if row else None
+        return held is not None and held["who"] != self._who and held["until"] > now_ns
 
     def _give_back(self) -> None:
         if self._leased_until_ns:

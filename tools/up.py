@@ -36,6 +36,7 @@ _PASSED_ON = (
     "MAX_FILE_SIZE",
     "ALLOWED_EXTENSIONS",
     "DEFAULT_QUOTA",
+    "WORKERS",
     "EVERFOLD_ADMIN_PASSWORD",
 )
 _TLS = (config.TLS_CERT, config.TLS_KEY, config.CA_FILE)
