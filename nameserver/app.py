@@ -45,6 +45,11 @@ _HTTP_KINDS = {
 
 def create_app(service: Service) -> Front:
     """Return what a nameserver answers: hot calls directly, the rest by Flask."""
+    return service.load.traffic.counted(Front(hot.HotCalls(service), flask_app(service)))
+
+
+def flask_app(service: Service) -> Flask:
+    """Return the application with all routes."""
     app = Flask(__name__, static_folder=None)
     app.secret_key = service.secret_key
     app.json.sort_keys = False  # type: ignore[attr-defined]
@@ -82,7 +87,7 @@ def create_app(service: Service) -> Front:
     app.register_error_handler(EverfoldError, _known)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _unknown)
-    return service.load.traffic.counted(Front(hot.HotCalls(service), app))
+    return app
 
 
 def _known(err: EverfoldError) -> Response:

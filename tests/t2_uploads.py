@@ -311,6 +311,28 @@ def test_anothers_upload_is_not_there(cluster, me):
     assert send(me, upload, 0, b"1234567890")[0] == 201
 
 
+def test_into_a_team_folder_its_writers_upload_until_they_are_removed(cluster, me):
+    names = {may: f"{may}{abs(hash(me.token))}" for may in ("write", "read")}
+    writer, reader = (Browser(cluster.app, cluster.user(names[may])) for may in names)
+    members = [{"username": name, "permission": may} for may, name in names.items()]
+    team = me.good("POST", "/api/teams", {"path": "Plans", "members": members})["team"]["id"]
+
+    upload = begin(writer, "Plans/deep/f", 4)
+    assert writer.good("GET", f"{ROUTE}/{upload}")["upload"]["path"] == "/Plans/deep/f"
+    assert send(writer, upload, 0, b"1234")[1]["file"]["path"] == "/Plans/deep/f"
+    assert me.names("Plans/deep") == ["f"]
+    assert reader.kind("POST", ROUTE, {"path": "Plans/g", "size": 1}) == "read_only"
+    assert writer.kind("POST", ROUTE, {"path": "Plans", "size": 1}) == "is_dir"
+
+    upload = begin(writer, "Plans/late", 2)
+    assert send(writer, upload, 0, b"1")[0] == 200
+    me.good("DELETE", f"/api/teams/{team}/members/{names['write']}")
+    assert send(writer, upload, 1, b"2")[0] == 404
+    assert writer.kind("GET", f"{ROUTE}/{upload}") == "not_found"
+    assert writer.good("GET", ROUTE)["uploads"] == []
+    assert me.names("Plans") == ["deep"]
+
+
 @pytest.mark.parametrize("form", [
     {}, {"path": "f"}, {"size": 1}, {"path": "", "size": 1}, {"path": "f", "size": -1},
     {"path": "f", "size": 1.5}, {"path": "f", "size": "1"}, {"path": "f", "size": True},

@@ -65,7 +65,6 @@ class FileService:
         self._service = service
         self._db = service.db
         self._pool = ThreadPoolExecutor(_THREADS, "files")
-        self.upload_ttl_s = service.policy.upload_ttl_s
         self.room_in, self.room_out = Budget(BUDGET), Budget(BUDGET)
         self.blocks = Blocks(service.ledger, service.clock, service.policy, connect)
         self.figures = Figures(service.db, service.clock)

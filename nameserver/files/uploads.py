@@ -28,6 +28,7 @@ from nameserver.files.intake import Content, Intake
 from nameserver.files.items import Item, Json, iso
 from nameserver.files.paths import FileId
 from nameserver.policy import Policy
+from nameserver.spaces import WRITE
 
 if TYPE_CHECKING:
     from nameserver.files.service import FileService, Visitor
@@ -45,7 +46,7 @@ _COLUMNS: Final = "id, user_id, space_id, path, size, off, ino, created_ns, touc
 
 
 class Upload(NamedTuple):
-    """A row of `upload`. `ino`: of the file once it is kept, 0 before."""
+    """A row of `upload`. `path`: within the space; `ino`: of the file once it is kept, 0 before."""
 
     id: str
     user: UserId
@@ -62,17 +63,10 @@ class Upload(NamedTuple):
         """Tell whether the file is kept: nothing more is to come."""
         return self.ino != 0
 
-    def to_json(self, ttl_s: float) -> Json:
-        """Return what the JSON routes tell."""
-        return {
-            "id": self.id,
-            "path": self.path,
-            "size": self.size,
-            "offset": self.offset,
-            "complete": self.is_kept,
-            "created_at": iso(self.created_ns),
-            "expires_at": iso(self.touched_ns + int(ttl_s * 1e9)),
-        }
+    @property
+    def names(self) -> list[bytes]:
+        """Return the path, name by name."""
+        return paths.parse_new(self.path)
 
 
 class Uploads:
@@ -81,6 +75,7 @@ class Uploads:
     def __init__(self, service: Service, files: FileService) -> None:
         self._db, self._clock, self._policy = service.db, service.clock, service.policy
         self._ledger = service.ledger
+        self._spaces = service.spaces
         self._files = files
 
     # ------------------------------------------------------------ beginning and looking
@@ -91,17 +86,18 @@ class Uploads:
         What an ordinary upload refuses in the end is refused here already, as far as it is known:
         TOO_LARGE, QUOTA, INVALID, IS_DIR, NOT_DIR. RATE_LIMITED: too many are under way.
         """
-        names = paths.parse_new(path)
-        self._files.intake(me, size)  # raises TOO_LARGE, QUOTA
-        if path.endswith("/") or names != self._files.target(me, path, names[-1].decode()):
-            raise EverfoldError(Kind.IS_DIR, "there is a folder of that name", paths.shown(names))
+        there, rest = self._files.aim(me, path, WRITE)
+        self._files.intake(there, size)  # raises TOO_LARGE, QUOTA
+        names = paths.parse(rest) or paths.parse_new(path)  # the rest is empty: a team folder
+        if not rest or path.endswith("/") or names != self._target(there, rest, names):
+            raise EverfoldError(Kind.IS_DIR, "there is a folder of that name", path[:200])
         now = self._clock.time_ns()
         upload = Upload(
-            secrets.token_hex(16), me.who.user, me.space, paths.shown(names), size, 0, Ino(0),
+            secrets.token_hex(16), me.who.user, there.space, paths.shown(names), size, 0, Ino(0),
             now, now,
         )  # fmt: skip
         with self._db.write() as cx:
-            self._check_room(cx, me, names, size)
+            self._check_room(cx, there, names, size)
             row = cx.one("SELECT count(*) FROM upload WHERE user_id = ? AND ino = 0", me.who.user)
             if row and row[0] >= UPLOADS_MAX:
                 raise EverfoldError(Kind.RATE_LIMITED, "too many uploads are under way")
@@ -111,19 +107,22 @@ class Uploads:
                 *upload,
             )
         if not size:
-            self._keep(me, upload, self._claim(me, upload.id, 0), [])
+            self._keep(there, upload, self._claim(me, upload.id, 0), [])
             upload = self.get(me, upload.id)
         return upload
 
-    def _check_room(self, cx: Cx, me: Visitor, names: list[bytes], size: int) -> None:
+    def _target(self, there: Visitor, path: str, names: list[bytes]) -> list[bytes]:
+        return self._files.target(there, path, names[-1].decode())
+
+    def _check_room(self, cx: Cx, there: Visitor, names: list[bytes], size: int) -> None:
         try:
-            there = View(cx, me.space).find(names)
+            found = View(cx, there.space).find(names)
         except EverfoldError as err:
             if err.kind is not Kind.NOT_FOUND:
                 raise
-            there = None
-        left = quota.left_in(cx, me.space)
-        if left is not None and size - (there.size if there is not None else 0) > left:
+            found = None
+        left = quota.left_in(cx, there.space)
+        if left is not None and size - (found.size if found is not None else 0) > left:
             raise EverfoldError(Kind.QUOTA, "the quota leaves no room for this file")
 
     def get(self, me: Visitor, key: str) -> Upload:
@@ -132,7 +131,10 @@ class Uploads:
             return self._find(cx, me, key)
 
     def all(self, me: Visitor) -> list[Upload]:
-        """Return one's uploads that are under way, the newest first."""
+        """Return one's uploads that are under way, the newest first.
+
+        Without those into team folders that one has left.
+        """
         with self._db.read() as cx:
             rows = cx.all(
                 f"SELECT {_COLUMNS} FROM upload WHERE user_id = ? AND ino = 0 AND touched_ns > ?"
@@ -140,7 +142,21 @@ class Uploads:
                 me.who.user,
                 self._expired_ns(),
             )
-        return [Upload(*row) for row in rows]
+        mine = {me.home, *(junction.space for junction in me.junctions)}
+        return [upload for upload in (Upload(*row) for row in rows) if upload.space in mine]
+
+    def told(self, me: Visitor, upload: Upload) -> Json:
+        """Return what the JSON routes tell, with the path as the user says it."""
+        there = self._files.visitors.into(me, upload.space)
+        return {
+            "id": upload.id,
+            "path": paths.shown((*there.above, *upload.names)),
+            "size": upload.size,
+            "offset": upload.offset,
+            "complete": upload.is_kept,
+            "created_at": iso(upload.created_ns),
+            "expires_at": iso(upload.touched_ns + int(self._policy.upload_ttl_s * 1e9)),
+        }
 
     def kept(self, me: Visitor, upload: Upload) -> tuple[FileId, Item | None]:
         """Return what became of an upload that is kept; None when it was deleted since."""
@@ -168,7 +184,9 @@ class Uploads:
         )
         if row is None:
             raise EverfoldError(Kind.NOT_FOUND, "there is no such upload", key[:80])
-        return Upload(*row)
+        upload = Upload(*row)
+        self._spaces.check(upload.space, me.who.user)
+        return upload
 
     def _expired_ns(self) -> int:
         return self._clock.time_ns() - int(self._policy.upload_ttl_s * 1e9)
@@ -188,19 +206,19 @@ class Uploads:
             raise _beyond(upload)
         if upload.is_kept and offset == upload.size:
             return upload
+        there = self._files.visitors.into(me, upload.space, WRITE)
         writer = self._claim(me, key, offset)
         last: list[wire.Stored] = []
         try:
             if offset < upload.size:
-                names = paths.parse_new(upload.path)
-                self._files.target(me, upload.path, names[-1].decode())  # may still be written to
+                self._target(there, upload.path, upload.names)  # it may still be written to
                 taking = _Taking(self._db, self._clock, self._ledger, self._policy, upload, writer)
-                intake = self._files.intake(me, None)
+                intake = self._files.intake(there, None)
                 offset, last = taking.all_of(intake, offset, read)
             elif read(1):
                 raise _beyond(upload)
             if offset == upload.size:
-                self._keep(me, upload, writer, last)
+                self._keep(there, upload, writer, last)
         finally:
             self._let_go(key, writer)
         return self.get(me, key)
@@ -226,7 +244,7 @@ class Uploads:
         with self._db.write() as cx:
             cx.run("UPDATE upload SET writer = '' WHERE id = ? AND writer = ?", key, writer)
 
-    def _keep(self, me: Visitor, upload: Upload, writer: str, last: list[wire.Stored]) -> None:
+    def _keep(self, there: Visitor, upload: Upload, writer: str, last: list[wire.Stored]) -> None:
         """Let the path have what came. `last`: what was stored a moment ago."""
         now = self._clock.time_ns()
         with self._db.write() as cx:
@@ -240,7 +258,7 @@ class Uploads:
                 upload.id,
             )
         extents = [Extent(off, size, BlockId(bytes(block))) for off, size, block in rows]
-        names = paths.parse_new(upload.path)
+        names = upload.names
 
         def end(cx: Cx) -> None:
             ino = View(cx, upload.space).at(names).ino
@@ -253,7 +271,7 @@ class Uploads:
                 raise _taken_over(upload.id)
             cx.run("DELETE FROM upload_block WHERE upload_id = ?", upload.id)
 
-        self._files.keep(me, names, Content(upload.size, extents, last), end)
+        self._files.keep(there, names, Content(upload.size, extents, last), end)
 
 
 class _Taking:

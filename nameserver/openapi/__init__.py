@@ -7,12 +7,12 @@ from __future__ import annotations
 import functools
 from typing import Final
 
-from nameserver.openapi import admin, files, people, short, sync
+from nameserver.openapi import admin, files, people, short, sync, teams
 from nameserver.openapi.schemas import SCHEMAS
 from nameserver.openapi.terms import ADMIN, JSON, OPEN, Json, Param, Route, ref
 
 ROUTES: Final[tuple[Route, ...]] = (
-    *people.ROUTES, *files.ROUTES, *sync.ROUTES, *short.ROUTES, *admin.ROUTES,
+    *people.ROUTES, *files.ROUTES, *teams.ROUTES, *sync.ROUTES, *short.ROUTES, *admin.ROUTES,
 )  # fmt: skip
 
 _ABOUT: Final = (

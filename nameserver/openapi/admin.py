@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from nameserver.openapi.schemas import STATUS_FIELDS
+from nameserver.openapi.schemas import PAGE_FIELDS, STATUS_FIELDS, USER_FIELDS
 from nameserver.openapi.terms import (
     ADMIN,
     COUNT,
+    MOMENT,
+    TEXT,
     TRUTH,
     Body,
     Json,
+    Param,
     Route,
     maybe,
     obj,
@@ -35,32 +38,128 @@ _SYSTEM: Final = obj(
     mounts=COUNT,
 )  # fmt: skip
 _FSCK: Final = obj(
-    errors=of(ref("Finding")), warnings=of(ref("Finding")), spaces=COUNT, inodes=COUNT,
-    entries=COUNT, extents=COUNT, blocks=COUNT, replicas=COUNT,
+    errors=of(ref("Finding")), warnings=of(ref("Finding")), repaired=of(ref("Finding")),
+    spaces=COUNT, inodes=COUNT, entries=COUNT, extents=COUNT, blocks=COUNT, replicas=COUNT,
 )  # fmt: skip
 
 
-def _admin(method: str, path: str, about: str, status: int, told: Json, body: Body | None = None,
-           *errors: int) -> Route:  # fmt: skip
-    return Route(method, path, about, {status: told}, body, (), errors, ADMIN)
+_FLAG: Final = one_of("0", "1", "false", "true")
+_WORD: Final[Json] = {"type": "string", "pattern": "^[^\\u0000]*$"}
+_PER_S: Final[Json] = {"type": "number", "minimum": 0}
+_LOAD: Final = obj(
+    step_s=COUNT,
+    series=of(
+        obj(
+            at=MOMENT, requests_per_s=_PER_S, bytes_in_per_s=_PER_S, bytes_out_per_s=_PER_S,
+            http_bytes_in_per_s=_PER_S, http_bytes_out_per_s=_PER_S, p50_ms=_PER_S, p99_ms=_PER_S,
+        )
+    ),
+)  # fmt: skip
+_AUDIT: Final = obj(
+    audit=of(
+        obj(
+            id=COUNT, at=MOMENT, author=TEXT, action=TEXT, subject=TEXT, detail=TEXT, address=TEXT
+        )
+    ),
+    **PAGE_FIELDS,
+)  # fmt: skip
+_INVITED: Final[Json] = {
+    "id": TEXT, "invited_by": TEXT, "email": maybe(TEXT), "role": USER_FIELDS["role"],
+    "quota": COUNT, "created_at": MOMENT, "expires_at": MOMENT, "used_at": MOMENT,
+    "used_by": maybe(TEXT),
+}  # fmt: skip
 
 
-ROUTES: Final = (
+def _admin(
+    method: str,
+    path: str,
+    about: str,
+    told: Json,
+    body: Body | None = None,
+    params: tuple[Param, ...] = (),
+    status: int = 200,
+    errors: tuple[int, ...] = (),
+) -> Route:
+    return Route(method, path, about, {status: told}, body, params, errors, ADMIN)
+
+
+_NODES: Final = (
     Route("get", "/status", "Tell how the cluster is", {200: obj(**STATUS_FIELDS)}),
-    _admin("get", "/admin/system", "Tell how all of it is", 200, _SYSTEM),
-    _admin("get", "/admin/system/nodes", "List the datanodes", 200, of(ref("Node"))),
-    _admin("post", "/admin/system/fail-node/{node}", "Declare a node dead", 200, ref("Node")),
-    _admin("post", "/admin/system/repair-node/{node}", "Take a node back", 200, ref("Node")),
-    _admin("post", "/admin/fsck", "Check everything", 200, _FSCK),
-    _admin("post", "/register", "Make a user", 201, _USER, _NEW_USER, 409),
-    _admin("post", "/admin/users", "Make a user", 201, _USER, _NEW_USER, 409),
-    _admin("get", "/admin/users", "List the users", 200, obj(users=of(ref("User")))),
-    _admin("get", "/api/admin/users", "List the users", 200, obj(users=of(ref("User")))),
+    _admin("get", "/admin/system", "Tell how all of it is", _SYSTEM),
+    _admin("get", "/admin/system/nodes", "List the datanodes", of(ref("Node"))),
+    _admin("post", "/admin/system/fail-node/{node}", "Declare a node dead", ref("Node")),
+    _admin("post", "/admin/system/repair-node/{node}", "Take a node back", ref("Node")),
+    _admin(
+        "post", "/admin/system/drain-node/{node}", "Copy what a node has to the others",
+        ref("Node"), errors=(409,),
+    ),
+    _admin(
+        "post", "/admin/system/remove-node/{node}", "Take a node out of the cluster",
+        obj(removed=TEXT, lacking=COUNT, lost=COUNT),
+        Body(obj({"force": TRUTH}), is_required=False), (Param("force", _FLAG),), errors=(409,),
+    ),
+    _admin(
+        "get", "/admin/system/load", "Tell how busy the cluster was", _LOAD, None,
+        (Param("minutes", {"type": "integer", "minimum": 1, "maximum": 24 * 60}),),
+    ),
+    _admin(
+        "get", "/admin/audit", "Tell who did what", _AUDIT, None,
+        (
+            Param("page", {"type": "integer", "minimum": 1, "maximum": 1 << 31}),
+            Param("per_page", {"type": "integer", "minimum": 1, "maximum": 1000}),
+            Param("author", _WORD), Param("action", _WORD),
+        ),
+    ),
+    _admin(
+        "post", "/admin/fsck", "Check everything", _FSCK,
+        Body(obj({"repair": TRUTH}), is_required=False), (Param("repair", _FLAG),),
+    ),
+)  # fmt: skip
+_USERS: Final = (
+    _admin("post", "/register", "Make a user", _USER, _NEW_USER, (), 201, (409,)),
+    _admin("post", "/admin/users", "Make a user", _USER, _NEW_USER, (), 201, (409,)),
     *(
-        _admin("put", f"{top}/admin/users/{{name}}/password", "Give a user another password", 200,
-               _USER, Body(obj(password=_NEEDED)))
+        _admin("get", f"{top}/admin/users", "List the users", obj(users=of(ref("User"))))
         for top in ("", "/api")
     ),
-    _admin("put", "/api/admin/users/{name}/disabled", "Keep a user out, or let one in again", 200,
-           _USER, Body(obj({"disabled": TRUTH}))),
+    _admin("get", "/admin/users/{name}", "Tell of a user", _USER),
+    _admin(
+        "put", "/admin/users/{name}", "Change quota or role, or keep a user out", _USER,
+        Body({
+            **obj({"quota": _QUOTA, "role": USER_FIELDS["role"], "disabled": TRUTH}),
+            "anyOf": [{"required": [name]} for name in ("quota", "role", "disabled")],
+        }),
+    ),
+    *(
+        _admin(
+            "put", f"{top}/admin/users/{{name}}/password", "Give a user another password", _USER,
+            Body(obj(password=_NEEDED)),
+        )
+        for top in ("", "/api")
+    ),
+    _admin(
+        "put", "/api/admin/users/{name}/disabled", "Keep a user out, or let one in again", _USER,
+        Body(obj({"disabled": TRUTH})),
+    ),
+    _admin(
+        "post", "/admin/invitations", "Let one person register",
+        obj(invitation=obj(**_INVITED, token=TEXT)),
+        Body(
+            obj({
+                "email": _GIVEN, "role": maybe(one_of("user", "admin", "")), "quota": _QUOTA,
+                "expires_in_days": {"type": "integer", "minimum": 0, "maximum": 366},
+            }),
+            is_required=False,
+        ),
+        (), 201, (409,),
+    ),
+    _admin(
+        "get", "/admin/invitations", "List the invitations",
+        obj(invitations=of(obj(**_INVITED))),
+    ),
+    _admin(
+        "delete", "/admin/invitations/{invitation}", "Withdraw an invitation",
+        obj(withdrawn=TEXT),
+    ),
 )  # fmt: skip
+ROUTES: Final = (*_NODES, *_USERS)

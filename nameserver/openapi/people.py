@@ -49,7 +49,7 @@ ROUTES: Final = (
     Route(
         "post", "/api/auth/register", "Make an account, where registration is open",
         {201: _USER},
-        Body(obj({"email": _GIVEN}, username=_NEEDED, password=_NEEDED)),
+        Body(obj({"email": _GIVEN, "invitation": _GIVEN}, username=_NEEDED, password=_NEEDED)),
         errors=(403, 409, 429), access=OPEN,
     ),
     Route(

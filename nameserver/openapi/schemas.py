@@ -62,7 +62,9 @@ USER_FIELDS: Final[Json] = {
     "username": TEXT,
     "email": maybe(TEXT),
     "role": one_of("user", "admin"),
-    "quota": COUNT,
+    "quota": {**COUNT, "description": "0: none"},
+    "used_bytes": COUNT,
+    "history_bytes": COUNT,
     "created_at": SECONDS,
     "disabled": TRUTH,
 }
@@ -76,6 +78,7 @@ NODE_FIELDS: Final[Json] = {
     "zone": TEXT,
     "free": COUNT,
     "silent_s": {"type": "number"},
+    "to_copy": {**COUNT, "description": "copies that it still gets, or that others need of it"},
 }
 STATUS_FIELDS: Final[Json] = {
     "blocks": COUNT,
@@ -184,20 +187,31 @@ _UPLOAD: Final = obj(
 )
 _FINDING: Final = obj(kind=TEXT, message=TEXT, subject=TEXT)
 
+_TEAM: Final = obj(
+    id=NUMBER,
+    name=TEXT,
+    owner=TEXT,
+    permission=one_of("owner", "write", "read"),
+    path={**maybe(TEXT), "description": "where it is in one's folder"},
+    file_id=TEXT,
+    members=of(obj(username=TEXT, permission=one_of("owner", "write", "read"))),
+)
+
 SCHEMAS: Final[Json] = {
     "Error": obj(
         error=obj(kind=one_of(*sorted(kind.value for kind in Kind)), message=TEXT, subject=TEXT)
     ),
     "File": obj(_MAY_HAVE, **FILE_FIELDS, path=TEXT, parent_id=TEXT),
     "SharedFile": obj(_MAY_HAVE, **FILE_FIELDS),
-    "User": obj({"used_bytes": COUNT, "history_bytes": COUNT}, **USER_FIELDS),
+    "User": obj(**USER_FIELDS),
     "Device": obj(**DEVICE_FIELDS),
     "Version": _VERSION,
     "Share": obj(**SHARE_FIELDS),
     "Upload": _UPLOAD,
     "Stats": _STATS,
     "Event": _EVENT,
-    "Node": obj({"to_copy": COUNT}, **NODE_FIELDS),
+    "Node": obj(**NODE_FIELDS),
+    "Team": _TEAM,
     "Replicas": _REPLICAS,
     "Finding": _FINDING,
 }

@@ -144,7 +144,8 @@ def _users(admin: Blueprint, service: Service, guard: Guard) -> None:
     @admin.put("/api/admin/users/<name>/disabled")
     @guard.admin
     def disable(name: str) -> Json:
-        is_disabled = bool(fields().get("disabled", True))
+        form = fields()
+        is_disabled = truth(form, "disabled") if "disabled" in form else True
         service.accounts.disable(name, is_disabled, guard.who.name)
         return {"user": service.accounts.get(name).to_json()}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from flask import Blueprint, request
 
-from everfold.errors import EverfoldError, Kind
 from nameserver.routes.auth import Guard
 from nameserver.routes.forms import Json, fields, text
 from nameserver.service import Service

@@ -22,7 +22,7 @@ def blueprint(files: FileService, guard: Guard) -> Blueprint:
     uploads = files.uploads
 
     def answer(me: Visitor, upload: Upload, status: int) -> Response:
-        form: Json = {"upload": upload.to_json(files.upload_ttl_s)}
+        form: Json = {"upload": uploads.told(me, upload)}
         if upload.is_kept:
             file, item = uploads.kept(me, upload)
             form |= told(item) if item is not None else {"file": None, "file_id": str(file)}
@@ -45,7 +45,7 @@ def blueprint(files: FileService, guard: Guard) -> Blueprint:
     @guard.login
     def listing() -> Json:
         me = visitor(files, guard)
-        return {"uploads": [each.to_json(files.upload_ttl_s) for each in uploads.all(me)]}
+        return {"uploads": [uploads.told(me, each) for each in uploads.all(me)]}
 
     @routes.get("/<upload>")
     @guard.login
@@ -65,7 +65,7 @@ def blueprint(files: FileService, guard: Guard) -> Blueprint:
     @guard.login
     def drop(upload: str) -> Json:
         me = visitor(files, guard)
-        return {"upload": uploads.drop(me, upload).to_json(files.upload_ttl_s)}
+        return {"upload": uploads.told(me, uploads.drop(me, upload))}
 
     return routes
 
