@@ -25,6 +25,7 @@ Wsgi = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 JSON: Final = "application/json"
+_BARE: Final = ("CONTENT_TYPE", "CONTENT_LENGTH")  # without HTTP_ in an environ
 
 
 class Request(Protocol):
@@ -130,7 +131,7 @@ class _WsgiRequest:
 
     def header(self, name: str) -> str | None:
         key = name.upper().replace("-", "_")
-        value = self._environ.get(key if key == "CONTENT_TYPE" else "HTTP_" + key)
+        value = self._environ.get(key if key in _BARE else "HTTP_" + key)
         return None if value is None else str(value)
 
     def whole(self, limit: int) -> bytes:

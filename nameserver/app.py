@@ -12,6 +12,9 @@ from everfold.exchange import Front
 from everfold.log import adopt_request_id, request_id
 from everfold.wire import REQUEST_ID
 from nameserver import audit
+from nameserver.live.sockets import Sockets
+from nameserver.load import direct_kind
+from nameserver.metrics import Metrics
 from nameserver.routes import (
     admin,
     document,
@@ -45,7 +48,10 @@ _HTTP_KINDS = {
 
 def create_app(service: Service) -> Front:
     """Return what a nameserver answers: hot calls directly, the rest by Flask."""
-    return service.load.traffic.counted(Front(hot.HotCalls(service), flask_app(service)))
+    app = flask_app(service)
+    service.at_stop(Sockets(app, service).stop)
+    front = Front(hot.HotCalls(service), app)
+    return service.load.traffic.counted(front, direct_kind)
 
 
 def flask_app(service: Service) -> Flask:
@@ -118,6 +124,12 @@ def _answer(err: EverfoldError, status: int) -> Response:
 
 
 def _health(app: Flask, service: Service) -> None:
+    figures = Metrics(service)
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(figures.text(), mimetype="text/plain; version=0.0.4")
+
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
         return {"status": "ok"}

@@ -25,12 +25,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from time import perf_counter_ns
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import peewee as pw
 
+from everfold.durations import Durations
 from everfold.errors import EverfoldError, Kind
 from nameserver import models
 from nameserver.checkpoints import Checkpointer
@@ -133,6 +135,11 @@ class Database:
         finally:
             os.close(folder)
 
+    @property
+    def waited(self) -> Durations:
+        """Return how long this process's writers waited for their turn; PostgreSQL's know none."""
+        return Durations() if self._lines is None else self._lines.waited
+
     def write(self) -> AbstractContextManager[Cx]:
         """Run a transaction that writes; committed (durably) on leaving, rolled back on error."""
         return self._postgres("BEGIN") if self._lines is None else _Writing(self._lines)
@@ -178,6 +185,11 @@ class Database:
         if self._lines is not None:
             self._lines.prepare_to_serve()
 
+    def let_go(self) -> None:
+        """Close this thread's connection, if there is one: on PostgreSQL."""
+        if self.is_postgres and not self.peewee.is_closed():
+            self.peewee.close()
+
     def close(self) -> None:
         """Close this thread's connection, and those that no thread uses."""
         if self._lines is not None:
@@ -208,11 +220,14 @@ class _Lines:
         self._turn = threading.Lock()  # guards _writer; waiting here is fair, SQLite's loop is not
         self._writer: _Line | None = None
         self._checkpointer: Checkpointer | None = None
+        self.waited = Durations()  # for the turn
         self._idle: list[_Line] = []  # readers; append and pop are atomic
 
     def begin_writing(self) -> _Line:
         """Wait for the turn and return the connection that writes, in a transaction."""
+        began = perf_counter_ns()
         self._turn.acquire()
+        self.waited.note(perf_counter_ns() - began)
         try:
             if self._writer is None:
                 self._writer = self._open(_WRITER_KIB)

@@ -16,9 +16,10 @@ import threading
 from collections import deque
 from typing import Any, Final, NamedTuple
 
-from everfold import durations
+from everfold import durations, wire
 from everfold.durations import BUCKETS, Durations
 from everfold.errors import EverfoldError
+from everfold.exchange import Request
 from everfold.services import Clock
 from everfold.traffic import Traffic
 from nameserver.db import Database
@@ -62,13 +63,20 @@ _UNDER: Final = (
     ("/files", "files"),
     ("/storage", "files"),
 )
+_CALLS: Final = {f"/v1/{v}": _KINDS.get(f"/v1/{v}", _UNDER[0][1]) for v in wire.CALLS}
 Json = dict[str, Any]
 
 _log = logging.getLogger(__name__)
 
 
-def kind_of(path: str) -> str:
-    """Return what kind of request this path is; one of a few."""
+def direct_kind(request: Request) -> str | None:
+    """Return what kind of call of a mount or a node this is; None for all else."""
+    path = request.path
+    return _CALLS.get(path) or (_UNDER[0][1] if path.startswith(_UNDER[0][0]) else None)
+
+
+def kind_of(method: str, path: str) -> str:
+    """Return what kind of request this is; one of a few."""
     kind = _KINDS.get(path)
     return kind or next((kind for prefix, kind in _UNDER if path.startswith(prefix)), "other")
 

@@ -85,6 +85,7 @@ class Status:
                 "spaces": _count(cx, "SELECT count(*) FROM space"),
                 "inodes": _count(cx, "SELECT coalesce(sum(inodes), 0) FROM space"),
                 "live_bytes": _count(cx, "SELECT coalesce(sum(live_bytes), 0) FROM space"),
+                "history_bytes": _count(cx, "SELECT coalesce(sum(history_bytes), 0) FROM space"),
                 "commits": _count(cx, "SELECT coalesce(sum(seq), 0) FROM space"),
                 "mounts": _count(
                     cx,

@@ -44,6 +44,7 @@ class Tree:
         self._bell = bell
         self._committer = Committer(blocks, min_replicas, max_file_size)
         self._digests = history.Digests()
+        self.batches = self.operations = 0  # committed by this process, for its metrics
 
     # ------------------------------------------------------------ changing
 
@@ -53,6 +54,8 @@ class Tree:
             answer = self._committer.run(cx, ask, Author(*author), self._clock.time_ns())
             self._bell.announce(cx, ask.space)
         self._bell.ring(ask.space, by=ask.mount)
+        self.batches += 1
+        self.operations += len(ask.ops)
         return answer
 
     def reserve(self, ask: wire.Reserve) -> wire.Reserved:
