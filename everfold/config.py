@@ -11,6 +11,7 @@ The file has lines ``NAME=value``; ``#`` starts a comment line; unknown names ar
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -30,6 +31,10 @@ REGISTRATIONS: Final = ("open", "invite", "admin")
 
 _SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNIT = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_LOOPBACK: Final = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Settings:
     tls_key: str = ""  # "": in the certificate's file
     ca_file: str = ""  # "": the system's authorities
     workers: int = 1  # processes of a nameserver
+    trusted_proxies: tuple[Network, ...] = _LOOPBACK
 
 
 def parse_size(text: str) -> int:
@@ -77,6 +83,14 @@ def _database(text: str) -> str:
     if text and not text.startswith(("sqlite:///", "postgresql://", "postgres://")):
         raise ValueError("it starts with sqlite:/// or postgresql://")
     return text
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    words = [word.strip() for word in text.split(",")]
+    try:
+        return tuple(ipaddress.ip_network(word) for word in words if word)
+    except ValueError as err:
+        raise ValueError(f"it is a list such as 127.0.0.1,10.0.0.0/8: {err}") from err
 
 
 def _count(low: int, high: int) -> Callable[[str], int]:
@@ -138,6 +152,7 @@ SETTINGS: Final = (
     Setting("REGISTRATION", "registration", _registration, "who may register: open|invite|admin"),
     Setting("EVERFOLD_ADMIN_PASSWORD", "admin_password", _password, "the first admin's password"),
     Setting("WORKERS", "workers", _count(1, 64), "processes that serve a nameserver's address"),
+    Setting("TRUSTED_PROXIES", "trusted_proxies", _networks, "whose X-Forwarded-For is believed"),
     Setting(TLS_CERT, "tls_cert", _path, "certificate chain that is shown (PEM); empty: no TLS"),
     Setting(TLS_KEY, "tls_key", _path, "its key (PEM), when it is in a file of its own"),
     Setting(CA_FILE, "ca_file", _path, "authorities of our servers (PEM); empty: the system's"),
@@ -185,7 +200,9 @@ def as_environment(settings: Settings) -> dict[str, str]:
     for setting in SETTINGS:
         value = getattr(settings, setting.field)
         values[setting.name] = (
-            ",".join(sorted(value)) if isinstance(value, frozenset) else str(value)
+            ",".join(sorted(map(str, value)))
+            if isinstance(value, (frozenset, tuple))
+            else str(value)
         )
     return {name: value for name, value in values.items() if value}
 

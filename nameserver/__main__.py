@@ -15,11 +15,13 @@ from pathlib import Path
 from everfold import config, log, serving, tls
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError
+from everfold.exchange import Front
 from everfold.http import HttpTransport
 from nameserver import secretfile
 from nameserver.app import create_app
 from nameserver.db import Database
 from nameserver.policy import Policy
+from nameserver.proxies import BehindProxies
 from nameserver.service import FirstAdmin, Service
 from nameserver.workers import Workers
 
@@ -45,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     config.add_flags(
         described, "secret_key", "jwt_secret_key", "cluster_secret", "database_url", "replicas",
         "min_replicas", "registration", "max_file_size", "allowed_extensions", "default_quota",
-        "workers", "tls_cert", "tls_key", "ca_file",
+        "workers", "trusted_proxies", "tls_cert", "tls_key", "ca_file",
     )  # fmt: skip
     return described
 
@@ -97,8 +99,9 @@ def _serve(
     service.db.prepare_to_serve()
     service.driver.start()
     service.load.start()
+    front = create_app(service)
     serving.serve(
-        create_app(service),
+        Front(front.direct, BehindProxies(front.rest, settings.trusted_proxies)),
         sock,
         grace_s=GRACE_S,
         on_ready=ready,

@@ -37,6 +37,7 @@ _PASSED_ON = (
     "ALLOWED_EXTENSIONS",
     "DEFAULT_QUOTA",
     "WORKERS",
+    "TRUSTED_PROXIES",
     "EVERFOLD_ADMIN_PASSWORD",
 )
 _TLS = (config.TLS_CERT, config.TLS_KEY, config.CA_FILE)
