@@ -18,8 +18,7 @@ from nameserver.db import Cx, Database
 READ: Final = "read"
 WRITE: Final = "write"
 OWNER: Final = "owner"
-DELETED: Final = "deleted"  # of a deleted team folder the owner has the history
-_RANK: Final = {DELETED: 1, READ: 1, WRITE: 2, OWNER: 3}  # each may what those before it may
+_RANK: Final = {READ: 1, WRITE: 2, OWNER: 3}  # each may what those before it may
 TEAM: Final = "team:"  # a mount names a team folder's space by this and its number
 BELIEVED_S: Final = 0.5
 _FOREVER: Final = float("inf")
@@ -78,7 +77,7 @@ class Spaces:
                 return None
             members = cx.all("SELECT user_id, permission FROM member WHERE space_id = ?", space)
         may = {UserId(user): permission for user, permission in members}
-        may[UserId(row[0])] = DELETED if row[1] else OWNER
+        may = {} if row[1] else may | {UserId(row[0]): OWNER}  # a deleted one is nobody's
         is_team = row[1] is not None
         known = self._known[space] = _Known(may, now + BELIEVED_S if is_team else _FOREVER)
         return known
@@ -95,10 +94,15 @@ class Spaces:
 
     def require(self, cx: Cx, space: SpaceId, user: UserId, need: str) -> None:
         """Raise what `check` does, by what a transaction sees: there is no later moment."""
-        row = cx.one("SELECT owner_id FROM space WHERE id = ?", space)
-        if row is not None and row[0] == user:
-            return
-        _judge(None if row is None else self._member(cx, space, user), need, space)
+        row = cx.one(
+            "SELECT s.owner_id, t.deleted_ns FROM space s LEFT JOIN team t ON t.space_id = s.id"
+            " WHERE s.id = ?",
+            space,
+        )
+        if row is None or row[1]:
+            _judge(None, need, space)
+        elif row[0] != user:
+            _judge(self._member(cx, space, user), need, space)
 
     def forget(self, space: SpaceId) -> None:
         """Believe nothing of a space's members any more."""
@@ -170,8 +174,6 @@ def _judge(held: str | None, need: str, space: SpaceId) -> str:
     if held is None:
         raise EverfoldError(Kind.NOT_FOUND, "there is no such space", str(space))
     if _RANK[held] < _RANK[need]:
-        if held == DELETED:
-            raise EverfoldError(Kind.READ_ONLY, "the team folder was deleted; undelete it first")
         if need == OWNER:
             raise EverfoldError(Kind.FORBIDDEN, "only the owner of the team folder may do this")
         raise EverfoldError(Kind.READ_ONLY, "you may only read in this team folder")

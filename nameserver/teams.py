@@ -2,8 +2,8 @@
 
 A junction and its row of `member` come and go in one transaction of that home, whose write lease is
 recalled as for any change. A list of members that cannot be had whole is not had at all. Nothing is
-lost by ending it: who leaves loses the junction and nothing else; what the owner deletes goes to
-the team folder's own trash first, and `revive` brings it back (docs/adr/0007).
+lost by ending it: who leaves loses the junction and nothing else; what the owner deletes stays as
+it was, counted as history, in the owner's trash, until `revive` brings it back (docs/adr/0007).
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import NAME_MAX, ROOT, Ino, SpaceId, UserId
+from nameserver import usage
 from nameserver.accounts import User
 from nameserver.audit import note
 from nameserver.db import Cx
 from nameserver.files import paths
 from nameserver.files.browse import View
-from nameserver.files.changes import OPS, Draft
+from nameserver.files.changes import Draft
 from nameserver.files.items import Item
 from nameserver.files.paths import FileId, shown, text_of
 from nameserver.files.visitors import Visitor
@@ -51,9 +52,10 @@ _HELD: Final = "SELECT home_id, ino, permission FROM member WHERE space_id = ? A
 _STANDS: Final = (
     "SELECT 1 FROM entry INDEXED BY entry_ino WHERE space_id = ? AND ino = ? AND died IS NULL"
 )
-_ANYTHING: Final = (
-    "SELECT 1 FROM entry INDEXED BY entry_now"
-    " WHERE space_id = ? AND parent = 1 AND died IS NULL LIMIT 1"
+_DELETE: Final = "UPDATE team SET deleted_ns = ? WHERE space_id = ? AND deleted_ns = 0"
+_REVIVE: Final = "UPDATE team SET deleted_ns = 0 WHERE space_id = ? AND deleted_ns > 0"
+_TO_HISTORY: Final = (
+    "UPDATE space SET history_bytes = history_bytes + live_bytes, live_bytes = 0 WHERE id = ?"
 )
 
 
@@ -339,41 +341,25 @@ class Teams:
             )
         for user, name in members:
             self._remove(me, space, UserId(user), name)
-        began = self._clock.time_ns()
-        while not self._close(me, space, began):
-            self._empty(me, space)
+        self._close(me, space)
         self._spaces.forget(space)
         self._end_sessions(space, me.who.name)
 
-    def _empty(self, me: Visitor, space: SpaceId) -> None:
-        """Delete what is in a team folder, to its trash."""
-        is_done: list[bool] = []
+    def _close(self, me: Visitor, space: SpaceId) -> None:
+        """Take the owner's junction away; what is within stays, and counts as history."""
 
         def build(draft: Draft) -> None:
-            page = draft.view.page(draft.view.root(), 0, OPS)
-            is_done[:] = [all(draft.remove(item, is_recursive=True) for item in page.items)]
-
-        while not (is_done and is_done[0]):
-            self._service.files.changes.apply(space, me.author, build)
-
-    def _close(self, me: Visitor, space: SpaceId, began_ns: int) -> bool:
-        """Take the owner's junction away; False while something is in the team folder."""
-        is_empty: list[bool] = []
-
-        def build(draft: Draft) -> None:
-            cx = draft.cx
+            cx, now = draft.cx, self._clock.time_ns()
             cx.lock_space(space)
-            is_empty[:] = [cx.one(_ANYTHING, space) is None]
             held = cx.one(_HELD, space, me.who.user)
-            if not is_empty[0] or held is None:
-                return
-            cx.run("UPDATE team SET deleted_ns = ? WHERE space_id = ?", began_ns, space)
+            if held is None or not cx.run(_DELETE, now, space):
+                raise _unknown(str(space))
+            cx.run(_TO_HISTORY, space)
             _take_away(draft, me.home, Ino(held[1]))
             _moved(cx, me.home)
-            note(cx, self._clock.time_ns(), me.who.name, "team.delete", str(space))
+            note(cx, now, me.who.name, "team.delete", str(space))
 
         self._service.files.changes.apply(me.home, me.author, build)
-        return is_empty[0]
 
     def revive(self, me: Visitor, space: SpaceId, to: str = "") -> Item:
         """Bring a deleted team folder of mine back, for me alone, with what went with it.
@@ -385,14 +371,16 @@ class Teams:
         if row is None or row[2] != me.who.user or not row[1]:
             raise paths.no_such_file(str(FileId(space, ROOT)))
         team = Team(space, *row)
+        names = paths.parse_new(to) if to else []
         made: list[Item] = []
 
         def build(draft: Draft) -> None:
-            names = paths.parse_new(to) if to else [_free(draft, team)]
-            made[:] = [draft.make_folder(names)]
+            made[:] = [draft.make_folder(names or [_free(draft, team)])]
 
         def after(cx: Cx) -> None:
-            cx.run("UPDATE team SET deleted_ns = 0 WHERE space_id = ?", space)
+            if not cx.run(_REVIVE, space):
+                raise paths.no_such_file(str(FileId(space, ROOT)))
+            usage.repair(cx, space)
             cx.run(
                 "UPDATE member SET ino = ? WHERE space_id = ? AND user_id = ?",
                 made[0].ino, space, me.who.user,
@@ -400,14 +388,8 @@ class Teams:
             _moved(cx, me.home)
             note(cx, self._clock.time_ns(), me.who.name, "team.revive", str(space))
 
-        def restore(draft: Draft) -> None:
-            for item in draft.view.lost_in(ROOT, team.deleted_ns):
-                draft.bring_back(item, [item.name])
-
-        changes = self._service.files.changes
-        changes.apply(me.home, me.author, build, after=after)
+        self._service.files.changes.apply(me.home, me.author, build, after=after)
         self._spaces.forget(space)
-        changes.apply(space, me.author, restore)
         return self._service.files.info(self._again(me), str(FileId(space, ROOT)))
 
     def _again(self, me: Visitor) -> Visitor:

@@ -2,7 +2,8 @@
 
 `live_bytes` is the sum of the sizes of files that have a name; `history_bytes`, for every commit,
 the bytes of the extents that it closed, less those that it opened again in the same place as
-remnants of them. A commit and `files.purge` keep both up by differences; they must never part.
+remnants of them. Of a deleted team folder all is history. A commit and `files.purge` keep both up by
+differences; they must never part.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _KEPT: Final = (
     " AND o.off < c.off + c.length AND c.off < o.off + o.length"
     " WHERE c.died IS NOT NULL{} GROUP BY c.space_id"
 )
+_DELETED: Final = "SELECT space_id, 1 FROM team WHERE deleted_ns > 0{}"
 
 
 class Usage(NamedTuple):
@@ -51,8 +53,9 @@ def counted(cx: Cx, space: SpaceId | None = None) -> dict[SpaceId, Usage]:
     live = _rows(cx, _LIVE, space, "space_id")
     closed = _rows(cx, _CLOSED, space, "space_id")
     kept = _rows(cx, _KEPT, space, "c.space_id")
+    deleted = _rows(cx, _DELETED, space, "space_id")
     nothing = (0, 0)
-    return {
+    true = {
         each: Usage(
             live.get(each, nothing)[0],
             closed.get(each, nothing)[0] - kept.get(each, nothing)[0],
@@ -60,6 +63,10 @@ def counted(cx: Cx, space: SpaceId | None = None) -> dict[SpaceId, Usage]:
         )
         for each in stored(cx)
     }
+    for each in deleted:
+        past, present = true[each].history_bytes, true[each].live_bytes
+        true[each] = true[each]._replace(live_bytes=0, history_bytes=past + present)
+    return true
 
 
 def drifted(cx: Cx) -> dict[SpaceId, tuple[Usage, Usage]]:

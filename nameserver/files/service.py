@@ -107,6 +107,10 @@ class FileService:
 
     def lost(self, me: Visitor, file: str) -> Item:
         """Return a deleted file by its id; NOT_FOUND."""
+        if (junction := self._deleted(me, file)) is not None:
+            with self._db.read() as cx:
+                item = View(cx, me.home).lost_id(FileId(me.home, junction.ino))
+            return self.visitors.shown(me, item)
         return self._look(me, file, lambda view, known: view.lost_id(known))
 
     def at(self, me: Visitor, path: str) -> Item:
@@ -191,6 +195,13 @@ class FileService:
         if file.ino != ROOT:
             return None
         return next((each for each in me.junctions if each.space == file.space), None)
+
+    def _deleted(self, me: Visitor, file: str) -> Junction | None:
+        """Return the place of a deleted team folder of one's own that an id means."""
+        known = paths.parse_id(file)
+        ids = {FileId(each.space, ROOT): each for each in me.junctions if each.name is None}
+        ids |= {FileId(me.home, each.ino): each for each in ids.values()}
+        return ids.get(known)
 
     def _change(
         self,
@@ -432,15 +443,17 @@ class FileService:
         EXISTS when the name is taken, NOT_FOUND when its folder is gone, too.
         """
         if file:
+            if (junction := self._deleted(me, file)) is not None:
+                return self._service.teams.revive(me, junction.space, to)
             here, known = self._mine(me, file, WRITE)
-            if known.ino == ROOT:
-                return self._service.teams.revive(me, known.space, to)
             with self._db.read() as cx:
                 item = View(cx, known.space).lost_id(known)
         else:
             here, names = self.visitors.aim(me, paths.parse_new(path), WRITE)
             with self._db.read() as cx:
                 item = View(cx, here.space).lost_at(names)
+            if here.is_home and (junction := me.junction(item.ino)) is not None:
+                return self._service.teams.revive(me, junction.space, to)
         if not to:
             return self._bring_back(here, item, item.names)
         there, wanted = self.visitors.aim(me, paths.parse_new(to), WRITE)

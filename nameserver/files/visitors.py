@@ -9,7 +9,7 @@ its reader would say them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from everfold.errors import EverfoldError, Kind
 from everfold.model import ROOT, Ino, SpaceId
@@ -23,8 +23,6 @@ from nameserver.tree.batch import Author
 
 if TYPE_CHECKING:
     from nameserver.service import Service
-
-_TEAM_NAME: Final = "SELECT name FROM team WHERE space_id = ?"
 
 
 class Visitor(NamedTuple):
@@ -112,24 +110,18 @@ class Visitors:
         if space == me.home:
             return me._replace(space=space, above=(), place=None)
         for junction in me.junctions:
-            if junction.space == space:
+            if junction.space == space and junction.name is not None:
                 with self._db.read() as cx:
-                    above = self._path(cx, me, junction)
+                    above = (*View(cx, me.home).path_of(junction.parent), junction.name)
                 return self._within(me, junction, above, need)
-        return me._replace(space=space, above=(), place=None)  # one that has no place (any more)
+        return me._replace(space=space, above=(), place=None)  # let in a moment ago
 
     def _within(
         self, me: Visitor, junction: Junction, above: tuple[bytes, ...], need: str
     ) -> Visitor:
         self._spaces.check(junction.space, me.who.user, need)
-        place = FileId(me.home, junction.parent if junction.name is not None else ROOT)
+        place = FileId(me.home, junction.parent)
         return me._replace(space=junction.space, above=above, place=place)
-
-    def _path(self, cx: Cx, me: Visitor, junction: Junction) -> tuple[bytes, ...]:
-        if junction.name is not None:
-            return (*View(cx, me.home).path_of(junction.parent), junction.name)
-        row = cx.one(_TEAM_NAME, junction.space)
-        return (row[0].encode(),) if row else ()
 
     def everywhere(self, me: Visitor, below: Sequence[bytes] = ()) -> list[Visitor]:
         """Return the visitor in each space that is open to them below a path of the home."""
@@ -137,6 +129,8 @@ class Visitors:
             return [me]
         found = [me]
         for junction in me.junctions:
+            if junction.name is None:
+                continue  # deleted
             try:
                 there = self.into(me, junction.space)
             except EverfoldError as err:
