@@ -22,6 +22,7 @@ from everfold.errors import EverfoldError, Kind
 from everfold.exchange import Front
 from everfold.log import adopt_request_id
 from everfold.model import SpaceId
+from everfold.traffic import Traffic
 
 log = logging.getLogger("datanode.app")
 _KIND_OF_STATUS = {
@@ -36,6 +37,7 @@ def create_app(node: Node, doorkeeper: Doorkeeper, copier: Copier) -> Front:
     """Return what one node answers."""
     app = flask.Flask("datanode", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = ASK_MAX
+    traffic = Traffic(metrics.kind_of)
 
     def admit(verb: str) -> SpaceId:
         return doorkeeper.admit(flask.request.headers.get("Authorization"), verb)
@@ -75,7 +77,7 @@ def create_app(node: Node, doorkeeper: Doorkeeper, copier: Copier) -> Front:
 
     @app.get("/metrics")
     def prometheus() -> flask.Response:
-        return flask.Response(metrics.text(node), mimetype="text/plain; version=0.0.4")
+        return flask.Response(metrics.text(node, traffic), mimetype="text/plain; version=0.0.4")
 
     @app.get("/debug/vars")
     def debug_vars() -> flask.Response:
@@ -97,7 +99,13 @@ def create_app(node: Node, doorkeeper: Doorkeeper, copier: Copier) -> Front:
         node.count("errors_internal")
         return _error(EverfoldError(Kind.INTERNAL, "a defect; see the node's log"))
 
-    return Front(HotCalls(node, doorkeeper), app)
+    @app.get("/readyz")
+    def readyz() -> flask.Response:
+        if not node.is_serving:
+            raise EverfoldError(Kind.UNAVAILABLE, f"this node is marked {node.state.value}")
+        return flask.jsonify({"ok": True})
+
+    return traffic.counted(Front(HotCalls(node, doorkeeper), app), metrics.direct_kind)
 
 
 def _error(err: EverfoldError, status: int | None = None) -> flask.Response:

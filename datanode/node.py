@@ -222,6 +222,11 @@ class Node:
 
     # ------------------------------------------------------------ standing
 
+    @property
+    def is_serving(self) -> bool:
+        """Tell whether block calls are answered."""
+        return self.state not in _SHUT
+
     def set_state(self, state: NodeState) -> None:
         """Obey what the nameserver says of this node; survives a restart."""
         if state is not self.state:

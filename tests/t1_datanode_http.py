@@ -368,10 +368,24 @@ class TestOpenness:
         variables = json.loads(ask(node, "GET", "/debug/vars", Authorization="")[2])
 
         assert health == {"ok": True, "node": "dn1", "state": "up"}
-        assert 'everfold_blocks{node="dn1"} 1\n' in metrics
-        assert 'everfold_puts_total{node="dn1"} 1\n' in metrics
+        assert 'everfold_datanode_blocks{node="dn1"} 1\n' in metrics
+        assert 'everfold_datanode_puts_total{node="dn1"} 1\n' in metrics
+        assert 'everfold_datanode_state{node="dn1",state="up"} 1\n' in metrics
+        assert 'everfold_datanode_request_seconds_count{kind="put"} 1\n' in metrics
+        assert 'everfold_datanode_request_bytes_in_total{kind="put"} 1000\n' in metrics
         assert variables["used_bytes"] == 1000
         assert variables["counters"]["bytes_in"] == 1000
+
+    @pytest.mark.expects_warnings
+    def test_a_node_that_was_marked_failed_is_healthy_and_not_ready(
+        self, node: nodes.InProcessNode
+    ) -> None:
+        before = ask(node, "GET", "/readyz", Authorization="")[0]
+        node.node.set_state(NodeState.FAILED)
+
+        assert before == 200
+        assert ask(node, "GET", "/readyz", Authorization="")[0] == 503
+        assert ask(node, "GET", "/healthz", Authorization="")[0] == 200
 
 
 class TestClient:

@@ -10,7 +10,7 @@ import pytest
 
 from everfold import durations, wire
 from everfold.durations import BUCKETS, Durations
-from everfold.errors import EverfoldError
+from everfold.errors import EverfoldError, Kind
 from nameserver.db import Database
 from nameserver.load import STEP_S, kind_of
 from nameserver.service import Service
@@ -153,8 +153,6 @@ def test_while_the_database_is_away_nothing_is_forgotten(
 
 
 def _gone() -> EverfoldError:
-    from everfold.errors import Kind
-
     return EverfoldError(Kind.UNAVAILABLE, "the database is away")
 
 
