@@ -1,16 +1,18 @@
 """The feed: who waits for news of a space is woken by the commit that makes them.
 
 `Bell` wakes waiters in this process at once; on PostgreSQL a commit also notifies the other
-nameserver processes (delivered when it is durable), where one thread listens. Waiters look at
-the database every second all the same: a lost bell costs a second, never news.
+nameserver processes (delivered when it is durable), where one thread listens; on SQLite only
+those with an ear hear of them (`hearing`). Waiters look at the database every second all the same:
+a lost bell costs a second, never news.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Final, Protocol
 
 import msgspec
@@ -21,6 +23,7 @@ from everfold.errors import EverfoldError, Kind
 from everfold.model import MountId, Node, Seq, SpaceId
 from everfold.services import Clock
 from nameserver.db import Cx, Database
+from nameserver.hearing import Ear, Neighbours
 
 _log = logging.getLogger(__name__)
 
@@ -61,16 +64,18 @@ class Bell:
     """Wakes those who wait for a space. Threads may share it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _rooms, _db, _listener; taken before a condition
+        self._lock = threading.Lock()  # guards all below; taken before a condition
         self._rooms: dict[SpaceId, _Room] = {}
+        self._ears: tuple[Ear, ...] = ()  # replaced as a whole: rung without the lock
         self._db: Database | None = None
         self._listener: threading.Thread | None = None
+        self._neighbours: Neighbours | None = None
         self._stopped = threading.Event()
 
     def connect(self, db: Database) -> None:
         """Also hear and be heard by the other processes on this database."""
         with self._lock:
-            self._db = db if db.is_postgres else None
+            self._db = db
 
     def announce(self, cx: Cx, space: SpaceId) -> None:
         """Within a transaction: wake the other processes when it commits."""
@@ -87,11 +92,13 @@ class Bell:
             room = self._rooms.get(space)
         if room is not None:
             room.ring(by)
+        for ear in self._ears:
+            ear.tell(space)
 
     def ring_all(self) -> None:
         """Wake every waiter, of every process."""
         self._ring_here()
-        if self._db is not None:
+        if self._db is not None and self._db.is_postgres:
             with self._db.write() as cx:
                 cx.one(f"SELECT pg_notify('{_CHANNEL}', ?)", _EVERYONE)
 
@@ -107,6 +114,26 @@ class Bell:
         with room.lock:
             condition = room.waiters.setdefault(mount, threading.Condition(room.lock))
             condition.wait_for(lambda: room.heard(mount) != ticket or self.is_stopped, timeout_s)
+
+    @contextlib.contextmanager
+    def ear(self, spaces: Collection[SpaceId] = ()) -> Iterator[Ear]:
+        """Open an ear that hears of commits of all processes within 50 ms, until the block ends."""
+        ear = Ear(spaces)
+        with self._lock:
+            self._ears = (*self._ears, ear)
+            self._listen_beyond()
+            if self._db is not None and not self._db.is_postgres and self._neighbours is None:
+                self._neighbours = Neighbours(str(self._db.peewee.database), self._tell_ears)
+        try:
+            yield ear
+        finally:
+            idle: Neighbours | None = None
+            with self._lock:
+                self._ears = tuple(other for other in self._ears if other is not ear)
+                if not self._ears:
+                    idle, self._neighbours = self._neighbours, None
+            if idle is not None:
+                idle.stop()
 
     @property
     def is_stopped(self) -> bool:
@@ -125,18 +152,27 @@ class Bell:
             room = self._rooms.get(space)
             if room is None:
                 room = self._rooms[space] = _Room()
-            if self._db is not None and self._listener is None:
-                self._listener = threading.Thread(
-                    target=self._listen, args=(self._db.url,), name="bell", daemon=True
-                )
-                self._listener.start()
+            self._listen_beyond()
         return room
+
+    def _listen_beyond(self) -> None:
+        """Begin to hear of other processes' commits, if that is not done. Lock held."""
+        if self._db is not None and self._db.is_postgres and self._listener is None:
+            self._listener = threading.Thread(
+                target=self._listen, args=(self._db.url,), name="bell", daemon=True
+            )
+            self._listener.start()
 
     def _ring_here(self) -> None:
         with self._lock:
             rooms = list(self._rooms.values())
         for room in rooms:
             room.ring(_ANY)
+        self._tell_ears()
+
+    def _tell_ears(self) -> None:
+        for ear in self._ears:
+            ear.tell(None)
 
     def _listen(self, url: str) -> None:
         while not self.is_stopped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -62,6 +63,7 @@ class Service:
         keys: Secrets,
         connect: Connect = HttpTransport,
     ) -> None:
+        self._at_stop: list[Callable[[], None]] = []
         self.db = db
         self.clock = clock
         self.policy = policy
@@ -197,8 +199,14 @@ class Service:
         with self.db.read() as cx:
             cx.one("SELECT 1 FROM meta LIMIT 1")
 
+    def at_stop(self, stop: Callable[[], None]) -> None:
+        """Let something of the layers above end before all others."""
+        self._at_stop.append(stop)
+
     def stop(self) -> None:
         """Let parked requests go, and stop what runs by itself."""
+        for stop in self._at_stop:
+            stop()
         self.fsck.stop()
         self.bell.stop()
         self.files.stop()

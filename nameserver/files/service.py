@@ -70,7 +70,7 @@ class FileService:
         self.figures = Figures(service.db, service.clock)
         self.shares = Shares(service, self)
         self.uploads = Uploads(service, self)
-        self.events = Events(service.db, service.clock, service.bell)
+        self.events = Events(service.db, service.clock, service.bell, service.spaces)
         self.visitors = Visitors(service)
         self._surveys = Surveys(service.db, service.clock)
         self.changes = Changes(

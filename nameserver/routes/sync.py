@@ -8,6 +8,7 @@ from everfold.errors import EverfoldError, Kind
 from everfold.model import DeviceId
 from nameserver.files.events import LIMIT_MAX, WAIT_MAX_S
 from nameserver.files.items import iso
+from nameserver.files.positions import told
 from nameserver.files.service import FileService, Visitor
 from nameserver.routes.auth import Guard
 from nameserver.routes.files import number, visitor, word
@@ -30,12 +31,13 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
         since, device = word("since"), _device(files, me, word("device_id"))
         limit = number("limit", _LIMIT, 1, LIMIT_MAX)
         wait_s = number("wait", 0, 0, int(WAIT_MAX_S))
-        place = events.place(me.space, since) if since else events.followed(me.space, device)
-        found, place = events.after(me.space, place, limit, wait_s)
+        sights = events.sights(me.who.user)
+        position = events.place(sights, since) if since else events.followed(sights, device)
+        found, position = events.after(sights, position, limit, wait_s)
         return {
             "events": found,
             "count": len(found),
-            "next_since": str(place),
+            "next_since": told(position, sights),
             "has_more": len(found) == limit,
             "server_time": iso(service.clock.time_ns()),
         }
@@ -47,20 +49,25 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
         device = _device(files, me, word("device_id"))
         if not device:
             raise EverfoldError(Kind.INVALID, "say which device, by X-Device-ID or device_id")
-        place = events.follow(me.space, device, event)
-        return {"event_id": event, "device_id": device, "position": str(place)}
+        sights = events.sights(me.who.user)
+        position = events.follow(sights, device, event)
+        return {"event_id": event, "device_id": device, "position": told(position, sights)}
 
     @routes.get("/status")
     @guard.login
     def status() -> Json:
         me = visitor(files, guard)
+        sights = events.sights(me.who.user)
         devices = []
         for device in service.devices.of(me.who.user):
-            place = events.followed(me.space, device.id)
-            behind = events.pending(me.space, place)
-            devices.append({**device.to_json(), "position": str(place), "pending": behind})
+            position = events.followed(sights, device.id)
+            behind = events.pending(position)
+            at = told(position, sights)
+            devices.append({**device.to_json(), "position": at, "pending": behind})
+        now = events.now(sights)
         return {
-            "seq": files.figures.usage(me.space)["as_of"],
+            "seq": now[me.space].seq,
+            "position": told(now, sights),
             "device_id": _device(files, me, "") or None,
             "devices": devices,
             "server_time": iso(service.clock.time_ns()),
@@ -73,12 +80,13 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
         device = _device(files, me, "")
         if device:
             service.devices.seen(device)
-        place = events.followed(me.space, device)
+        sights = events.sights(me.who.user)
+        position = events.followed(sights, device)
         return {
             "status": "ok",
             "device_id": device or None,
-            "position": str(place),
-            "pending": events.pending(me.space, place),
+            "position": told(position, sights),
+            "pending": events.pending(position),
             "server_time": iso(service.clock.time_ns()),
         }
 
