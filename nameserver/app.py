@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from flask import Flask, Response, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from everfold.errors import EverfoldError, Kind
 from everfold.exchange import Front
@@ -105,7 +105,10 @@ def _known(err: EverfoldError) -> Response:
 def _http(err: HTTPException) -> Response:
     status = err.code or 500
     kind = _HTTP_KINDS.get(status, Kind.INTERNAL if status >= 500 else Kind.INVALID)
-    return _answer(EverfoldError(kind, err.name, request.path[:200]), status)
+    answer = _answer(EverfoldError(kind, err.name, request.path[:200]), status)
+    if isinstance(err, MethodNotAllowed) and err.valid_methods:
+        answer.headers["Allow"] = ", ".join(sorted(err.valid_methods))
+    return answer
 
 
 def _unknown(err: Exception) -> Response:

@@ -7,8 +7,13 @@ from typing import Final
 from nameserver.openapi.schemas import PAGE_FIELDS, STATUS_FIELDS, USER_FIELDS
 from nameserver.openapi.terms import (
     ADMIN,
+    ANY,
     COUNT,
+    FLAG,
+    GIVEN,
     MOMENT,
+    NAME,
+    PASSWORD,
     TEXT,
     TRUTH,
     Body,
@@ -20,17 +25,15 @@ from nameserver.openapi.terms import (
     of,
     one_of,
     ref,
-)  # fmt: skip
+)
 
-_GIVEN: Final[Json] = {"type": ["string", "null"], "pattern": "^[^\\u0000]*$"}
-_NEEDED: Final[Json] = {"type": "string", "minLength": 1, "pattern": "^[^\\u0000]+$"}
 _QUOTA: Final[Json] = {"type": "integer", "minimum": 0, "maximum": (1 << 63) - 1}
 _USER: Final = obj(user=ref("User"))
 _NEW_USER: Final = Body(
     obj(
-        {"email": _GIVEN, "role": maybe(one_of("user", "admin", "")), "quota": _QUOTA},
-        username=_NEEDED,
-        password=_NEEDED,
+        {"email": GIVEN, "role": maybe(one_of("user", "admin", "")), "quota": _QUOTA},
+        username=NAME,
+        password=PASSWORD,
     )
 )
 _SYSTEM: Final = obj(
@@ -43,8 +46,6 @@ _FSCK: Final = obj(
 )  # fmt: skip
 
 
-_FLAG: Final = one_of("0", "1", "false", "true")
-_WORD: Final[Json] = {"type": "string", "pattern": "^[^\\u0000]*$"}
 _PER_S: Final[Json] = {"type": "number", "minimum": 0}
 _LOAD: Final = obj(
     step_s=COUNT,
@@ -96,7 +97,7 @@ _NODES: Final = (
     _admin(
         "post", "/admin/system/remove-node/{node}", "Take a node out of the cluster",
         obj(removed=TEXT, lacking=COUNT, lost=COUNT),
-        Body(obj({"force": TRUTH}), is_required=False), (Param("force", _FLAG),), errors=(409,),
+        Body(obj({"force": TRUTH}), is_required=False), (Param("force", FLAG),), errors=(409,),
     ),
     _admin(
         "get", "/admin/system/load", "Tell how busy the cluster was", _LOAD, None,
@@ -107,12 +108,12 @@ _NODES: Final = (
         (
             Param("page", {"type": "integer", "minimum": 1, "maximum": 1 << 31}),
             Param("per_page", {"type": "integer", "minimum": 1, "maximum": 1000}),
-            Param("author", _WORD), Param("action", _WORD),
+            Param("author", ANY), Param("action", ANY),
         ),
     ),
     _admin(
         "post", "/admin/fsck", "Check everything", _FSCK,
-        Body(obj({"repair": TRUTH}), is_required=False), (Param("repair", _FLAG),),
+        Body(obj({"repair": TRUTH}), is_required=False), (Param("repair", FLAG),),
     ),
 )  # fmt: skip
 _USERS: Final = (
@@ -133,7 +134,7 @@ _USERS: Final = (
     *(
         _admin(
             "put", f"{top}/admin/users/{{name}}/password", "Give a user another password", _USER,
-            Body(obj(password=_NEEDED)),
+            Body(obj(password=PASSWORD)),
         )
         for top in ("", "/api")
     ),
@@ -146,7 +147,7 @@ _USERS: Final = (
         obj(invitation=obj(**_INVITED, token=TEXT)),
         Body(
             obj({
-                "email": _GIVEN, "role": maybe(one_of("user", "admin", "")), "quota": _QUOTA,
+                "email": GIVEN, "role": maybe(one_of("user", "admin", "")), "quota": _QUOTA,
                 "expires_in_days": {"type": "integer", "minimum": 0, "maximum": 366},
             }),
             is_required=False,

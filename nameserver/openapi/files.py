@@ -10,9 +10,13 @@ from nameserver.files.figures import DAYS_MAX
 from nameserver.files.shares import DAYS_MAX as SHARE_DAYS_MAX
 from nameserver.openapi.schemas import PAGE_FIELDS
 from nameserver.openapi.terms import (
+    ANY,
     BYTES,
     COUNT,
+    FLAG,
     FORM,
+    GIVEN,
+    NEEDED,
     OPEN,
     TEXT,
     TRUTH,
@@ -25,14 +29,13 @@ from nameserver.openapi.terms import (
     of,
     one_of,
     ref,
-)  # fmt: skip
+)
 
-_PATH: Final[Json] = {"type": "string", "minLength": 1, "pattern": "^[^\\u0000]+$"}
-_GIVEN: Final[Json] = {"type": ["string", "null"], "pattern": "^[^\\u0000]*$"}
-_ANY: Final[Json] = {"type": "string", "pattern": "^[^\\u0000]*$"}
-_FLAG: Final = one_of("0", "1", "false", "true")
+_WHICH: Final[Json] = {
+    "anyOf": [{"required": [name], "properties": {name: NEEDED}} for name in ("file_id", "path")]
+}
 DEVICE: Final = Param("X-Device-ID", TEXT, "at which of one's devices this is", "header")
-PATH: Final = Param("path", _ANY, "from the top of one's folder")
+PATH: Final = Param("path", ANY, "from the top of one's folder")
 FILE: Final = obj(file=ref("File"), file_id=TEXT)
 _SHARED_FILE: Final = obj(file=ref("SharedFile"), file_id=TEXT)
 _SHARES: Final = obj(shares=of(ref("Share")))
@@ -40,8 +43,8 @@ _WRITING: Final = (404, 409, 410, 507)
 
 LISTED: Final[tuple[Param, ...]] = (
     PATH,
-    Param("search", _ANY, "words that names must have"),
-    Param("recursive", _FLAG, "everything below"),
+    Param("search", ANY, "words that names must have"),
+    Param("recursive", FLAG, "everything below"),
     Param("page", {"type": "integer", "minimum": 1, "maximum": 1_000_000_000}),
     Param("per_page", {"type": "integer", "minimum": 1, "maximum": PAGE_MAX}),
     Param("as_of", {"type": "integer", "minimum": 0, "maximum": 1 << 53}, "as page 1 told it"),
@@ -59,10 +62,8 @@ DOWNLOADING: Final[tuple[Param, ...]] = (
     Param("If-Modified-Since", TEXT, "", "header"),
 )
 NOT_LOADED: Final = (404, 409, 412, 416, 504)
-UPLOADED: Final = Body(
-    obj({"path": _ANY}, file={"type": "string", "contentMediaType": BYTES}), FORM
-)
-UPLOADING: Final = (Param("path", _ANY, "instead of the field"),)
+UPLOADED: Final = Body(obj({"path": ANY}, file={"contentMediaType": BYTES}), FORM)
+UPLOADING: Final = (Param("path", ANY, "instead of the field"),)
 NOT_TAKEN: Final = (*_WRITING, 504)
 
 _FILES: Final = (
@@ -72,16 +73,16 @@ _FILES: Final = (
     ),
     Route(
         "get", "/api/files/list", "List a folder, what is below, or what was deleted there",
-        {200: PAGE}, None, (DEVICE, *LISTED, Param("deleted", _FLAG)), (404, 409),
+        {200: PAGE}, None, (DEVICE, *LISTED, Param("deleted", FLAG)), (404, 409),
     ),
     Route(
         "get", "/api/files/{file}", "Tell of a file or folder",
-        {200: FILE}, None, (DEVICE, Param("deleted", _FLAG, "also when it was deleted")),
+        {200: FILE}, None, (DEVICE, Param("deleted", FLAG, "also when it was deleted")),
     ),
     Route(
         "delete", "/api/files/{file}", "Delete to the trash",
         {200: obj(message=TEXT, file=ref("File"), file_id=TEXT)}, None,
-        (DEVICE, Param("recursive", _FLAG, "a folder with all that is in it")), _WRITING,
+        (DEVICE, Param("recursive", FLAG, "a folder with all that is in it")), _WRITING,
     ),
     Route(
         "get", "/api/files/{file}/download", "Download",
@@ -89,17 +90,19 @@ _FILES: Final = (
     ),
     Route(
         "post", "/api/files/mkdir", "Make a folder, and those above it",
-        {201: FILE}, Body(obj(path=_PATH)), (DEVICE,), _WRITING,
+        {201: FILE}, Body(obj(path=NEEDED)), (DEVICE,), _WRITING,
     ),
     Route(
         "post", "/api/files/move", "Move or rename",
         {200: FILE},
-        Body(obj({"file_id": _GIVEN, "path": _GIVEN, "replace": TRUTH}, to=_PATH)),
+        Body({
+            **obj({"file_id": GIVEN, "path": GIVEN, "replace": TRUTH}, to=NEEDED), **_WHICH,
+        }),
         (DEVICE,), _WRITING,
     ),
     Route(
         "post", "/api/files/undelete", "Bring back what was deleted",
-        {201: FILE}, Body(obj({"file_id": _GIVEN, "path": _GIVEN, "to": _GIVEN})),
+        {201: FILE}, Body({**obj({"file_id": GIVEN, "path": GIVEN, "to": GIVEN}), **_WHICH}),
         (DEVICE,), _WRITING,
     ),
 )  # fmt: skip
@@ -130,7 +133,7 @@ _UPLOADS: Final = (
     Route(
         "post", "/api/files/uploads", "Begin an upload that may take several requests",
         {201: _GOING_ON},
-        Body(obj(path=_PATH, size={"type": "integer", "minimum": 0, "maximum": SIZE_MAX})),
+        Body(obj(path=NEEDED, size={"type": "integer", "minimum": 0, "maximum": SIZE_MAX})),
         (DEVICE,), NOT_TAKEN,
     ),
     Route(
@@ -161,7 +164,7 @@ _UPLOADS: Final = (
 
 _PASSWORD: Final = (
     Param("X-Share-Password", TEXT, "of the link, if it has one", "header"),
-    Param("password", _ANY, "instead of the header"),
+    Param("password", ANY, "instead of the header"),
 )
 _NO_LINK: Final = (401, 403, 404, 410, 429)
 _SHARED_PAGE: Final[Json] = {
@@ -177,7 +180,7 @@ _LINKS: Final = (
                 "expires_in_days": {
                     "type": ["number", "null"], "exclusiveMinimum": 0, "maximum": SHARE_DAYS_MAX,
                 },
-                "password": _GIVEN,
+                "password": GIVEN,
             }),
             is_required=False,
         ),
@@ -199,7 +202,7 @@ _LINKS: Final = (
     ),
     Route(
         "post", "/api/files/shared/{token}/open", "Give a link's password: a cookie keeps it",
-        {200: obj(opened=TRUTH)}, Body(obj(password=_PATH)), (), _NO_LINK, OPEN,
+        {200: obj(opened=TRUTH)}, Body(obj(password=NEEDED)), (), _NO_LINK, OPEN,
     ),
     Route(
         "get", "/api/files/shared/{token}/download", "Download what a link leads to",

@@ -6,7 +6,11 @@ from typing import Final
 
 from nameserver.openapi.terms import (
     COUNT,
+    GIVEN,
+    NAME,
+    NEEDED,
     OPEN,
+    PASSWORD,
     TEXT,
     TRUTH,
     Body,
@@ -17,23 +21,23 @@ from nameserver.openapi.terms import (
     of,
     one_of,
     ref,
-)  # fmt: skip
-
-_GIVEN: Final[Json] = {"type": ["string", "null"], "pattern": "^[^\\u0000]*$"}
-_NEEDED: Final[Json] = {"type": "string", "minLength": 1, "pattern": "^[^\\u0000]+$"}
-_PASSWORD: Final[Json] = {"type": "string", "minLength": 8, "maxLength": 1024}
-_USER: Final = obj(user=ref("User"))
-CREDENTIALS: Final = obj(
-    {
-        "email": {**_GIVEN, "description": "instead of username"},
-        "device_name": _GIVEN,
-        "device": _GIVEN,
-        "device_type": _GIVEN,
-        "device_id": _GIVEN,
-        "username": _GIVEN,
-    },
-    password=_NEEDED,
 )
+
+_USER: Final = obj(user=ref("User"))
+CREDENTIALS: Final[Json] = {
+    **obj(
+        {
+            "email": {**GIVEN, "description": "instead of username"},
+            "device_name": GIVEN,
+            "device": GIVEN,
+            "device_type": GIVEN,
+            "device_id": GIVEN,
+            "username": GIVEN,
+        },
+        password=NEEDED,
+    ),
+    "anyOf": [{"required": [name], "properties": {name: NEEDED}} for name in ("username", "email")],
+}
 LOGGED_IN: Final = obj(
     token=TEXT,
     token_type=one_of("Bearer"),
@@ -49,7 +53,7 @@ ROUTES: Final = (
     Route(
         "post", "/api/auth/register", "Make an account, where registration is open",
         {201: _USER},
-        Body(obj({"email": _GIVEN, "invitation": _GIVEN}, username=_NEEDED, password=_NEEDED)),
+        Body(obj({"email": GIVEN, "invitation": GIVEN}, username=NAME, password=PASSWORD)),
         errors=(403, 409, 429), access=OPEN,
     ),
     Route(
@@ -61,7 +65,7 @@ ROUTES: Final = (
         "put", "/api/auth/profile", "Change e-mail address or password; that ends other tokens",
         {200: _USER},
         Body(obj({
-            "email": _GIVEN, "password": _GIVEN, "new_password": _GIVEN, "current_password": _GIVEN,
+            "email": GIVEN, "password": GIVEN, "new_password": GIVEN, "current_password": GIVEN,
         })),
         errors=(409,),
     ),
@@ -70,8 +74,8 @@ ROUTES: Final = (
         "post", "/api/auth/devices", "Let a device in, and get a token for it",
         {201: obj(device=ref("Device"), token=TEXT)},
         Body(obj({
-            "device_id": _GIVEN, "device_name": _GIVEN, "name": _GIVEN, "device_type": _GIVEN,
-            "type": _GIVEN,
+            "device_id": GIVEN, "device_name": GIVEN, "name": GIVEN, "device_type": GIVEN,
+            "type": GIVEN,
         })),
         errors=(409,),
     ),

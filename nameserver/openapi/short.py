@@ -18,17 +18,7 @@ from nameserver.openapi.files import (
 )  # fmt: skip
 from nameserver.openapi.people import CREDENTIALS, LOGGED_IN
 from nameserver.openapi.schemas import USAGE_FIELDS
-from nameserver.openapi.terms import (
-    COUNT,
-    OPEN,
-    TEXT,
-    Body,
-    Route,
-    maybe,
-    obj,
-    one_of,
-    ref,
-)  # fmt: skip
+from nameserver.openapi.terms import BYTES, COUNT, OPEN, TEXT, Body, Route, maybe, obj, one_of, ref
 
 ROUTES: Final = (
     Route(
@@ -62,5 +52,6 @@ ROUTES: Final = (
     ),
     Route("get", "/healthz", "It runs", {200: obj(status=one_of("ok"))}, access=OPEN),
     Route("get", "/readyz", "It can answer", {200: obj(status=one_of("ok"))}, access=OPEN),
+    Route("get", "/metrics", "Figures for Prometheus", {200: BYTES}, access=OPEN),
     Route("get", "/api/openapi.json", "This document", {200: {"type": "object"}}, access=OPEN),
 )  # fmt: skip

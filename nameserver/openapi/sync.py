@@ -8,11 +8,11 @@ from nameserver.files.events import LIMIT_MAX, WAIT_MAX_S
 from nameserver.openapi.files import DEVICE
 from nameserver.openapi.schemas import DEVICE_FIELDS
 from nameserver.openapi.terms import (
+    ANY,
     COUNT,
     MOMENT,
     TEXT,
     TRUTH,
-    Json,
     Param,
     Route,
     maybe,
@@ -20,10 +20,9 @@ from nameserver.openapi.terms import (
     of,
     one_of,
     ref,
-)  # fmt: skip
+)
 
-_ANY: Final[Json] = {"type": "string", "pattern": "^[^\\u0000]*$"}
-_DEVICE_ID: Final = Param("device_id", _ANY, "which of one's devices, if not the token's")
+_DEVICE_ID: Final = Param("device_id", ANY, "which of one's devices, if not the token's")
 
 ROUTES: Final = (
     Route(
@@ -35,7 +34,7 @@ ROUTES: Final = (
         None,
         (
             DEVICE, _DEVICE_ID,
-            Param("since", _ANY, "an event's id, a commit number, a position or an ISO time"),
+            Param("since", ANY, "an event's id, a commit number, a position or an ISO time"),
             Param("limit", {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX}),
             Param(
                 "wait", {"type": "integer", "minimum": 0, "maximum": int(WAIT_MAX_S)},

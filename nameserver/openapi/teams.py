@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from nameserver.openapi.files import DEVICE
-from nameserver.openapi.terms import TEXT, Body, Json, Route, maybe, obj, of, one_of, ref
+from nameserver.openapi.terms import NEEDED, TEXT, Body, Route, maybe, obj, of, one_of, ref
 
-_NEEDED: Final[Json] = {"type": "string", "minLength": 1, "pattern": "^[^\\u0000]+$"}
 _PERMISSION: Final = maybe(one_of("read", "write", ""))
 _TEAM: Final = obj(team=ref("Team"))
-_MEMBERS: Final = of(obj({"permission": _PERMISSION}, username=_NEEDED))
+_MEMBERS: Final = of(obj({"permission": _PERMISSION}, username=NEEDED))
 
 ROUTES: Final = (
     Route(
@@ -19,7 +18,7 @@ ROUTES: Final = (
     ),
     Route(
         "post", "/api/teams", "Make a folder that several people use",
-        {201: _TEAM}, Body(obj({"members": _MEMBERS}, path=_NEEDED)), (DEVICE,), (404, 409, 507),
+        {201: _TEAM}, Body(obj({"members": _MEMBERS}, path=NEEDED)), (DEVICE,), (404, 409, 507),
     ),
     Route("get", "/api/teams/{team}", "Tell of a team folder", {200: _TEAM}, None, (DEVICE,)),
     Route(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final, NamedTuple
 
+from nameserver.passwords import PASSWORD_MAX, PASSWORD_MIN
+
 Json = dict[str, Any]
 
 LOGIN: Final = "login"
@@ -31,6 +33,17 @@ TRUTH: Final[Json] = {"type": "boolean"}
 MOMENT: Final[Json] = {"type": ["string", "null"], "description": "ISO 8601, UTC"}
 SECONDS: Final[Json] = {"type": "number", "description": "seconds since the epoch"}
 NOTHING: Final[Json] = {"type": "null"}
+ANY: Final[Json] = {"type": "string", "pattern": "^[^\\u0000]*$"}
+NEEDED: Final[Json] = {"type": "string", "minLength": 1, "pattern": "^[^\\u0000]+$"}
+GIVEN: Final[Json] = {"type": ["string", "null"], "pattern": "^[^\\u0000]*$"}
+FLAG: Final[Json] = {"type": "string", "enum": ["0", "1", "false", "true"]}
+NAME: Final[Json] = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"}
+PASSWORD: Final[Json] = {
+    "type": "string",
+    "minLength": PASSWORD_MIN,
+    "maxLength": PASSWORD_MAX,
+    "pattern": "^[^\\u0000]*$",
+}
 
 
 def ref(name: str) -> Json:
