@@ -82,6 +82,13 @@ class PostgresServer:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}".encode())
         return self.url(name)
 
+    def bare_database(self) -> str:
+        """Create a database without a schema; return its URL."""
+        name = f"test{next(self._numbers)}"
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return self.url(name)
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
