@@ -149,7 +149,7 @@ async function load(place, ended) {
     const { series } = await get("/admin/system/load", { minutes: choice.value }, { signal: ended });
     if (ended.aborted) return 1;
     put(plots,
-      lines("Throughput", series, [{ name: "Written", key: "bytes_in_per_s" }, { name: "Read", key: "bytes_out_per_s" }], rate),
+      lines("Throughput", series, [{ name: "Written", key: "bytes_in_per_s" }, { name: "Read", key: "bytes_out_per_s" }], rate, 1024),
       lines("Requests", series, [{ name: "Per second", key: "requests_per_s" }], (value) => number(Math.round(value * 10) / 10)),
       lines("Latency", series, [{ name: "99 of 100 within", key: "p99_ms" }, { name: "Half within", key: "p50_ms" }], ms));
     return 10;

@@ -67,9 +67,7 @@ export function time(at, shown = ago) {
 const HIDDEN = /[\u0000-\u001f\u007f\u0085\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
 
 /** Return a name as it may be shown: it cannot pretend to be another. */
-export function visible(name) {
-  return name.replace(HIDDEN, (c) => (c < " " ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : "\ufffd"));
-}
+export const visible = (name) => name.replace(HIDDEN, "\ufffd");
 
 /** Return a name as an element that keeps its reading direction to itself. */
 export const label = (name) => h("bdi", {}, visible(name));

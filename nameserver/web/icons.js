@@ -51,7 +51,7 @@ const DRAWN = {
 export function icon(name, kind = "") {
   return svg(
     "svg",
-    { viewBox: "0 0 24 24", class: `icon ${kind}`, "aria-hidden": "true" },
+    { viewBox: "0 0 24 24", class: `icon ${name === "more" ? "dots" : ""} ${kind}`, "aria-hidden": "true" },
     svg("path", { d: DRAWN[name] }),
   );
 }

@@ -44,7 +44,7 @@ async function loop(ended, known) {
     } catch (err) {
       known();
       if (ended.aborted || err.status === 401) return;
-      if (err.name === "AbortError") continue; // the page was hidden
+      if (err.name === "AbortError") continue; // the page was hidden, or the network went
       failed += 1;
       if (failed === 2 || err.kind === "offline") tell("offline");
       await pause(PAUSE_MS[Math.min(failed, PAUSE_MS.length) - 1] * (0.75 + Math.random() / 2), ended);
@@ -54,12 +54,14 @@ async function loop(ended, known) {
 
 async function poll(since, wait, ended) {
   const hidden = new AbortController();
+  const cut = () => hidden.abort();
   let timer = 0;
   const look = () => {
     clearTimeout(timer);
     if (document.hidden) timer = setTimeout(() => hidden.abort(), HIDDEN_MS);
   };
   document.addEventListener("visibilitychange", look);
+  window.addEventListener("offline", cut);
   look();
   try {
     const signal = AbortSignal.any([ended, hidden.signal, AbortSignal.timeout((wait + 15) * 1000)]);
@@ -67,6 +69,7 @@ async function poll(since, wait, ended) {
   } finally {
     clearTimeout(timer);
     document.removeEventListener("visibilitychange", look);
+    window.removeEventListener("offline", cut);
   }
 }
 

@@ -157,6 +157,7 @@ async function show() {
   try {
     const view = await load();
     if (signal.aborted) return;
+    scrollTo(0, 0);
     await view.show(frame.view, asked, signal);
   } catch (err) {
     if (signal.aborted || err.name === "AbortError" || err.status === 401) return;

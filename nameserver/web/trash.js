@@ -32,7 +32,7 @@ export async function show(place, where, ended) {
       { key: "modified", title: "Deleted", cell: (item) => time(item.deleted_at) },
       { key: "size", title: "Size", cell: (item) => (item.type === "directory" ? "—" : size(item.size)) },
     ],
-    detail: (item) => ["from ", h("bdi", {}, visible(parent(item.path))), " · ", time(item.deleted_at)],
+    detail: (item) => ["from ", h("bdi", {}, visible(parent(item.path) === "/" ? "Files" : parent(item.path).slice(1))), h("span", { class: "narrow-only" }, " · ", time(item.deleted_at))],
     open: (item) => (item.type === "file" ? actions.versions(item) : undefined),
     actions: (at, items) => menu(at, [
       { text: "Restore", drawing: "undo", keys: "R", run: () => restore(items) },
