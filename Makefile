@@ -5,6 +5,7 @@
 #   make check                                                     format, lint, types
 #   make bench [ARGS="--quick"]                                    all workloads, beside local disk
 #   make bench-scale                                               what an operation costs up to 2 million inodes
+#   make bench-live                                                how soon Socket.IO clients hear of a save
 #   make soak                                                      the long tests
 #   make clean                                                     remove .venv and caches, never data
 
@@ -18,7 +19,7 @@ JOBS ?= 2
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: run test check bench bench-scale soak clean
+.PHONY: run test check bench bench-scale bench-live soak clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -37,6 +38,9 @@ bench: $(READY)
 
 bench-scale: $(READY)
 	$(PY) -m tools.benchscale $(ARGS)
+
+bench-live: $(READY)
+	$(PY) -m tools.livebench $(ARGS)
 
 soak: $(READY)
 	$(PY) -m pytest -m soak $(ARGS)

@@ -2,8 +2,8 @@
 
 Nothing here decides anything (`hub`). Ours are the queue of each client (`outbox`), its WebSocket
 (`websocket`), and who may come: a client shows a token with its connect, and one that shows none in
-time, or a bad one, is gone. With several processes a client must keep to one (docs/API.md);
-they need not know of each other, since each follows the log.
+time, or a bad one, is gone. A client belongs to one process (`relay`); processes need not know of
+each other's clients, since each follows the log.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 import engineio.exceptions
 import socketio.packet
@@ -28,6 +29,7 @@ from nameserver.files.events import LIMIT_MAX
 from nameserver.live.guest import Guest
 from nameserver.live.hub import Hub
 from nameserver.live.outbox import Outbox, Overflow
+from nameserver.live.relay import NAME, Relay
 from nameserver.live.websocket import MESSAGE_MAX, WebSocket
 from nameserver.routes.auth import COOKIE
 from nameserver.routes.forms import number, text
@@ -112,6 +114,9 @@ class Sockets:
             self._engine.on(event, getattr(self, f"_{event}"))
         self._rest: Wsgi = app.wsgi_app
         app.wsgi_app = self  # type: ignore[method-assign]
+        self._relay = Relay(self._rest)
+        make_id = self._engine.generate_id
+        self._engine.generate_id = lambda: f"{self._relay.name}.{make_id()}"
         service_parts = (service.db, service.clock, service.bell, service.files.events)
         self._hub = Hub(*service_parts, service.gate, _encode)
         self._answer_events()
@@ -121,6 +126,7 @@ class Sockets:
         if self._is_over:
             return
         self._is_over = True
+        self._relay.stop()
         self._hub.stop()
         for client in list(self._clients.values()):
             client.drop()
@@ -130,11 +136,14 @@ class Sockets:
         """Answer as WSGI wants it. (Flask-SocketIO's middleware passes on what is not its own.)"""
         if not environ["PATH_INFO"].startswith("/socket.io/"):
             return self._rest(environ, start_response)
-        if "sid=" not in environ["QUERY_STRING"]:
+        owner, mark, _ = _session(environ).partition(".")
+        if not mark:
             self._drop_strangers()
             if self._is_over or len(self._clients) >= CLIENTS_MAX:
                 return _refuse(Kind.UNAVAILABLE, "too many clients; come again", start_response)
         try:
+            if mark and owner != self._relay.name and NAME.fullmatch(owner):
+                return self._relay.forward(owner, environ, start_response)
             return self._rest(environ, start_response)
         except (OSError, KeyError, engineio.exceptions.EngineIOError) as err:
             _log.debug("a client of Engine.IO is refused: %r", err)
@@ -149,6 +158,7 @@ class Sockets:
     # ------------------------------------------------------------ Engine.IO's events
 
     def _connect(self, sid: str, environ: Environ) -> object:
+        self._relay.start()
         self._clients[sid] = Client(self._server, sid)
         return self._theirs["connect"](sid, environ)
 
@@ -292,6 +302,11 @@ def _encode(name: str, form: Json) -> str:
     packet = socketio.packet.Packet(socketio.packet.EVENT, data=[name, form], namespace="/")
     encoded: str = packet.encode()
     return encoded
+
+
+def _session(environ: Environ) -> str:
+    """Return the id of the session that a request belongs to; "" when it begins one."""
+    return str(parse_qs(environ["QUERY_STRING"]).get("sid", [""])[0])
 
 
 def _token(auth: object) -> str:
