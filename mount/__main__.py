@@ -18,11 +18,14 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 from everfold import log as logs
+from everfold import wire
 from everfold.config import CA_FILE
 from everfold.errors import EverfoldError
 from mount import patience
@@ -33,6 +36,7 @@ from mount.kernel.driver import KernelMount
 from mount.kernel.mounting import MountOptions
 from mount.policy import Policy
 from mount.statistics import Cost, packed
+from mount.teams import Covers
 
 log = logging.getLogger("mount")
 READY_S = 20.0
@@ -72,6 +76,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gid", type=int)
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTION,...")
     parser.add_argument("--foreground", action="store_true")
+    parser.add_argument("--attended", action="store_true", help="leave when stdin ends")
     parser.add_argument("--ready-file", type=Path, metavar="F")
     parser.add_argument("--log-file", type=Path, metavar="F")
     return parser.parse_args(argv)
@@ -91,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"everfold-mount: {err}", file=sys.stderr)
         return 1
     options = MountOptions(
-        read_only="ro" in words,
+        read_only=client.core.policy.is_read_only,
         fsname=f"everfold:{client.session.space_name}",
         extra=tuple(w for w in words if w not in ("ro", "rw")),
     )
@@ -109,11 +114,67 @@ def main(argv: list[str] | None = None) -> int:
     if args.driver == "kernel":
         client.core.notifier.attach(driver.cache)
     client.vfs.tell("statistics", lambda: _figures(driver, client))
-    with _signals(driver, client):
-        threading.Thread(target=_tell_ready, args=(driver, args), daemon=True).start()
+    covers = Covers(client.core, args.mountpoint, args.cache_dir, partial(_child, args))
+    parting = Parting(driver, client, covers)
+    with _signals(driver, client, parting):
+        threading.Thread(target=_tell_ready, args=(driver, args, covers), daemon=True).start()
+        if args.attended:
+            threading.Thread(target=_attend, args=(parting,), daemon=True).start()
         driver.run()
     patience.may_wait()  # the loop ran on this thread
+    covers.close()
     return 0 if client.close() else 3
+
+
+def _child(args: argparse.Namespace, place: wire.TeamPlace, where: str, cache: Path) -> list[str]:
+    """Return the arguments of the mount that covers a team folder's place."""
+    line = [
+        where, "--server", args.server, "--token-file", str(args.token_file.absolute()),
+        "--space", place.space_name, "--cache-dir", str(cache.absolute()),
+        "--cache-size", str(max(64, args.cache_size // 4)), "--driver", args.driver,
+        "--ca-file", args.ca_file, "--foreground", "--attended",
+    ]  # fmt: skip
+    for name, value in (("--uid", args.uid), ("--gid", args.gid), ("--log-file", args.log_file)):
+        if value is not None:
+            line += [name, os.path.abspath(value) if name == "--log-file" else str(value)]
+    for option in args.options:
+        line += ["-o", option]
+    return line
+
+
+@dataclass(frozen=True)
+class Parting:
+    """How a mount ends when it is told to: what covers it first, then it itself."""
+
+    driver: Driver
+    client: Client
+    covers: Covers
+
+    def leave(self) -> None:
+        """Send everything on and unmount, also when programs are in it."""
+        self.covers.close()
+        self.client.drain()
+        try:
+            self.driver.unmount()
+        except EverfoldError as err:
+            log.warning("detaching although in use: %s", err)
+            self.driver.unmount(lazy=True)
+
+    def leave_for_good(self) -> None:
+        """Leave; when that cannot be, since what we are mounted in is dead, end all the same."""
+        try:
+            self.leave()
+        except EverfoldError as err:
+            log.warning("cannot be unmounted, ending all the same: %s", err)
+            status = 0 if self.client.close() else 3
+            os._exit(status)
+
+
+def _attend(parting: Parting) -> None:
+    """Leave when whoever started us is gone."""
+    while os.read(0, 64):
+        pass
+    parting.leave_for_good()
 
 
 def _tune() -> None:
@@ -158,7 +219,7 @@ def _open(args: argparse.Namespace, is_read_only: bool) -> Client:
     return open_remote(settings, args.server, token, ca_file)
 
 
-def _tell_ready(driver: Driver, args: argparse.Namespace) -> None:
+def _tell_ready(driver: Driver, args: argparse.Namespace, covers: Covers) -> None:
     if not driver.wait_ready(READY_S):
         log.error("the kernel did not answer in %g s", READY_S)
         return
@@ -168,6 +229,7 @@ def _tell_ready(driver: Driver, args: argparse.Namespace) -> None:
         draft.write_text(json.dumps(form), encoding="utf-8")
         draft.rename(args.ready_file)
     _announce.set()
+    covers.start()
 
 
 _announce = threading.Event()
@@ -180,7 +242,7 @@ def _figures(driver: Driver, client: Client) -> bytes:
 
 
 @contextlib.contextmanager
-def _signals(driver: Driver, client: Client) -> Iterator[None]:
+def _signals(driver: Driver, client: Client, parting: Parting) -> Iterator[None]:
     """SIGTERM and SIGINT unmount; SIGUSR1 writes what goes on into the log.
 
     A thread of its own acts on them: the main one may go to sleep in the kernel between a
@@ -188,7 +250,8 @@ def _signals(driver: Driver, client: Client) -> Iterator[None]:
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    listener = threading.Thread(target=_listen, args=(reader, driver, client), name="signals")
+    told = (reader, driver, client, parting)
+    listener = threading.Thread(target=_listen, args=told, name="signals")
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = [(number, signal.signal(number, _ignore)) for number in numbers]
     woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -207,17 +270,8 @@ def _ignore(number: int, frame: FrameType | None) -> None:
     """The listener has heard of it."""
 
 
-def _listen(reader: int, driver: Driver, client: Client) -> None:
+def _listen(reader: int, driver: Driver, client: Client, parting: Parting) -> None:
     """Act on signals, until the other end of the pipe is closed."""
-
-    def leave() -> None:
-        client.drain()
-        try:
-            driver.unmount()
-        except EverfoldError as err:
-            log.warning("detaching although in use: %s", err)
-            driver.unmount(lazy=True)
-
     while numbers := os.read(reader, 64):
         for number in numbers:
             if number == signal.SIGUSR1:
@@ -225,7 +279,7 @@ def _listen(reader: int, driver: Driver, client: Client) -> None:
                     "state: %s", packed(client.statistics(driver.statistics())).decode().strip()
                 )
             else:
-                threading.Thread(target=leave, name="leave", daemon=True).start()
+                threading.Thread(target=parting.leave, name="leave", daemon=True).start()
     os.close(reader)
 
 

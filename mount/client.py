@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from everfold import wire
@@ -81,6 +81,9 @@ class Client:
             label = settings.label or socket.gethostname()
             hello = wire.Hello(self.mount_id, label, settings.space, settings.policy.is_read_only)
             self.session = with_retries(lambda _left: names.session(hello), SESSION_DEADLINE_S)
+            policy = settings.policy
+            if self.session.read_only:
+                policy = replace(policy, is_read_only=True)
             self._staging = Staging.open(directory / "staging")
             self._cache = BlockCache(
                 directory / "blocks", settings.cache_bytes, settings.memory_bytes
@@ -99,7 +102,7 @@ class Client:
             )
             self._replay()
             self._lease = WriteLease(self.session.space, self.mount_id, names, SystemClock())
-            if not settings.policy.is_read_only:
+            if not policy.is_read_only:
                 with_retries(lambda _left: self._lease.clear(), SESSION_DEADLINE_S)
         except BaseException:
             self._journal.close()
@@ -113,7 +116,7 @@ class Client:
             self._shipper,
             self._lease,
             SystemClock(),
-            settings.policy,
+            policy,
         )
         self.core = core
         self.vfs = Vfs(core, self.mount_id, settings.about)
@@ -134,6 +137,9 @@ class Client:
         self._journal.skip_to(self.session.last_op + 1)
         self._shipper.start()
         if not left:
+            return
+        if self.session.read_only:
+            log.warning("%d changes stay in the journal: here one may only read now", len(left))
             return
         log.info("sending %d changes that an earlier process left", len(left))
         self._shipper.submit(left)
@@ -189,6 +195,7 @@ class Client:
         """Send what is left and let go; False when something stays in the journal."""
         is_drained = self.drain()
         if not is_drained:
+            log.warning("%d changes stay in the journal", self._shipper.backlog[0])
             self._shipper.make_durable()
         self.vfs.close()
         if is_drained:

@@ -78,6 +78,11 @@ class Core(Knowledge):
         self._fresh_inos: tuple[Ino, Ino] = (Ino(0), Ino(0))  # [next, end)
         self.size_max = session.size_max
         self.room = Room(session.quota_left, self.contents.values)
+        self.team_places: list[wire.TeamPlace] = []  # replaced as a whole
+        self.junctions: frozenset[Ino] = frozenset()  # directories that only stand for these
+        self.teams_moved = threading.Event()
+        if session.teams:
+            self.learn_teams()
         shipper.tell = self._settle
 
     def check_writable(self) -> None:
@@ -86,6 +91,18 @@ class Core(Knowledge):
             raise EverfoldError(Kind.READ_ONLY, "the folder is mounted read-only")
         if self.shipper.broken is not None:
             raise self.shipper.broken
+
+    def learn_teams(self) -> None:
+        """Ask which team folders stand in this space, and where."""
+        ask = wire.GetTeams(self.space)
+        self.team_places = self.read(lambda: self.names.teams(ask)).teams
+        self.junctions = frozenset(place.ino for place in self.team_places)
+        self.teams_moved.set()
+
+    def check_holds_names(self, directory: Ino) -> None:
+        """Raise NOT_PERMITTED for the place of a team folder that is not covered (yet)."""
+        if directory in self.junctions:
+            raise EverfoldError(Kind.NOT_PERMITTED, "the team folder is not mounted here yet")
 
     def change(
         self, op: wire.AnyOp, check: Callable[[], None], apply: Callable[[Seq], None]

@@ -29,6 +29,7 @@ class FeedFollower:
         self._core, self._mount = core, mount
         self._ending = threading.Event()
         self._locks = self._nodes = 0
+        self._teams = core.session.teams
         self._is_away = False
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
 
@@ -64,6 +65,7 @@ class FeedFollower:
             self._nodes,
             core.lease.epoch,
             core.lease.grants_locks,
+            self._teams,
         )
         asked_at = core.clock.monotonic()
         feed = core.names.feed(ask)
@@ -73,6 +75,9 @@ class FeedFollower:
         if self._is_away:
             log.info("the feed is back")
             self._is_away = False
+        if feed.teams != self._teams:
+            core.learn_teams()  # before what the feed tells makes their places seen
+            self._teams = feed.teams
         with core.lock:
             if feed.is_reset:
                 self._forget_everything(feed)

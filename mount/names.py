@@ -58,6 +58,7 @@ class Names:
         """Make a name with a new inode of any type; EXISTS when the name is taken."""
         core = self._core
         core.check_writable()
+        core.check_holds_names(parent)
         check_name(name)
         if len(target) > SYMLINK_MAX:
             raise EverfoldError(Kind.NAME_TOO_LONG, "the link's target is too long")
@@ -127,6 +128,7 @@ class Names:
         """Give a file another name; a file without any (O_TMPFILE) becomes a real one."""
         core = self._core
         core.check_writable()
+        core.check_holds_names(parent)
         check_name(name)
         attr = core.attr(ino)
         if attr.is_dir:
@@ -190,6 +192,7 @@ class Names:
             raise EverfoldError(Kind.IS_DIR, "it is a directory")
         if is_rmdir and not attr.is_dir:
             raise EverfoldError(Kind.NOT_DIR, "it is no directory")
+        core.check_holds_names(attr.ino)
         self._before_last_name(attr)
         now = core.clock.time_ns()
 
@@ -218,6 +221,7 @@ class Names:
     ) -> None:
         """Move a name, as renameat2(2)."""
         self._core.check_writable()
+        self._core.check_holds_names(new_parent)
         check_name(new_name)
         if flags & ~(wire.RENAME_NOREPLACE | wire.RENAME_EXCHANGE):
             raise EverfoldError(Kind.INVALID, "unknown rename flags")
@@ -234,6 +238,7 @@ class Names:
         moved = core.require_child(parent, name)
         replaced = core.child(new_parent, new_name)
         if replaced is not None and not flags:
+            core.check_holds_names(replaced.ino)
             self._before_last_name(replaced)
         now = core.clock.time_ns()
         op = wire.Rename(

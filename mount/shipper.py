@@ -50,7 +50,7 @@ _STREAM_OPS = 12  # in one batch; fewer are what other machines may wait for
 _LULL_OPS = 256  # so many need not wait for more
 _LULL_BYTES = 256 * 1024
 _INLINE_BYTES = 256 * 1024  # less is stored by the shipper itself: a thread's turn costs more
-_FATAL = {Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.STALE}
+_FATAL = {Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.STALE, Kind.NOT_FOUND, Kind.READ_ONLY}
 
 
 def _nobody(item: Item, result: wire.Result, seq: Seq) -> None:

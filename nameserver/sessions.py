@@ -14,7 +14,7 @@ from everfold.model import SIZE_MAX, MountId, Seq, SpaceId
 from everfold.services import Clock
 from nameserver import quota
 from nameserver.blocks import Ledger
-from nameserver.db import Database
+from nameserver.db import Cx, Database
 from nameserver.gate import Identity
 from nameserver.nodes import NodeBook
 from nameserver.policy import Policy
@@ -79,6 +79,7 @@ class Sessions:
             if row is None:
                 raise EverfoldError(Kind.FORBIDDEN, "this mount is another user's", ask.mount)
             left = quota.left_in(cx, space)
+            teams = _teams_gen(cx, space)
         self._tidy(space, ask.mount)
         token, expires = self._ledger.token(space, "r" if is_read_only else "rw")
         return wire.Session(
@@ -96,6 +97,7 @@ class Sessions:
             quota_left=left,
             size_max=self._policy.max_file_size or SIZE_MAX,
             read_only=is_read_only,
+            teams=teams,
         )
 
     def seen(self, space: SpaceId, mount: MountId) -> None:
@@ -142,3 +144,8 @@ class Sessions:
         self._let_go(space, mount)
         with self._db.write() as cx:
             cx.run("UPDATE mount SET seen_ns = 0 WHERE space_id = ? AND id = ?", space, mount)
+
+
+def _teams_gen(cx: Cx, space: SpaceId) -> int:
+    row = cx.one("SELECT teams_gen FROM space WHERE id = ?", space)
+    return int(row[0]) if row else 0

@@ -122,6 +122,7 @@ class Teams:
                     wire.TeamPlace(
                         each.space,
                         f"{TEAM}{each.space}",
+                        each.ino,
                         [*view.path_of(each.parent), each.name],
                         each.permission == READ,
                     )

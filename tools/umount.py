@@ -12,6 +12,7 @@ from tools import command, mountpoint
 from tools.home import Home
 
 TIMEOUT_S = 300.0
+_ATTEMPTS = 3
 
 
 def add(verbs: command.Verbs) -> None:
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             home.forget_mount(where)
         raise EverfoldError(Kind.INVALID, "nothing is mounted there", where)
     _settle(where)
-    mountpoint.unmount(where)
+    _take_away(where)
     if pid:
         _wait_gone(pid, where, args.timeout)
         home.forget_mount(where)
@@ -63,6 +64,25 @@ def _settle(where: str) -> None:
         ) from err
     finally:
         os.close(handle)
+
+
+def _take_away(where: str) -> None:
+    """Unmount a folder and, before it, the team folders in it.
+
+    Their driver mounts these again after a second, also when the folder itself is in use.
+    """
+    for attempt in range(_ATTEMPTS):
+        within = [each for each in mountpoint.ours() if each.startswith(f"{where}/")]
+        for each in sorted(within, key=len, reverse=True):
+            _settle(each)
+            mountpoint.unmount(each)
+        try:
+            mountpoint.unmount(where)
+            return
+        except EverfoldError as err:
+            covered = any(each.startswith(f"{where}/") for each in mountpoint.ours())
+            if err.kind is not Kind.BUSY or not covered or attempt == _ATTEMPTS - 1:
+                raise
 
 
 def _wait_gone(pid: int, where: str, timeout_s: float) -> None:

@@ -53,6 +53,7 @@ class Session(Record, frozen=True):
     quota_left: int | None = None
     size_max: int = SIZE_MAX
     read_only: bool = False  # whoever mounts it may not change it, or said that it only reads
+    teams: int = 0  # see `Feed`
 
 
 class Lookup(Record, frozen=True):
@@ -491,6 +492,7 @@ class TeamPlace(Record, frozen=True):
 
     space: SpaceId
     space_name: str  # for `Hello`
+    ino: Ino  # of the place, in the home space
     names: list[bytes]
     read_only: bool
 
