@@ -20,6 +20,10 @@ class NameClient:
 
     def __init__(self, transport: Transport, token: str) -> None:
         self._transport = transport
+        self.use(token)
+
+    def use(self, token: str) -> None:
+        """Show this token from now on."""
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": wire.MSGPACK}
 
     def _call(self, verb: str, ask: Record, timeout_s: float = CALL_TIMEOUT_S) -> Any:
@@ -33,7 +37,10 @@ class NameClient:
         return wire.decode(body, wire.CALLS[verb][1])
 
     def session(self, ask: wire.Hello) -> wire.Session:
+        """See `services.NameService.session`; the mount's own token is shown from now on."""
         answer: wire.Session = self._call("session", ask)
+        if answer.token:
+            self.use(answer.token)
         return answer
 
     def lookup(self, ask: wire.Lookup) -> wire.Found:

@@ -37,8 +37,8 @@ class Caller:
             spaces.check_mount(space, mount, self._who.name)
         return held
 
-    def _seen(self, space: SpaceId, mount: MountId) -> None:
-        self._service.sessions.seen(space, mount)
+    def _seen(self, space: SpaceId, mount: MountId, position: int = 0) -> None:
+        self._service.sessions.seen(space, mount, position)
 
     def _author(self) -> tuple[str, str]:
         return self._who.name, self._who.device_name or self._who.name
@@ -124,7 +124,7 @@ class Caller:
 
     def feed(self, ask: wire.FeedPoll) -> wire.Feed:
         self._may(ask.space, READ, ask.mount)
-        self._seen(ask.space, ask.mount)
+        self._seen(ask.space, ask.mount, ask.after)
         feed = self._service.feeds.poll(ask)
         self._may(ask.space)  # it may have waited for long
         return feed

@@ -2,11 +2,13 @@
 
 A token's signature is checked once and remembered; whether its user, device and generation
 still stand is looked up again after at most `Policy.verified_s` (under a second), so a
-revocation works everywhere within that time.
+revocation works everywhere within that time. A token ends with its user's generation, with its
+device, or by itself (`end`).
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 from typing import Any, NamedTuple
 
@@ -15,12 +17,14 @@ from everfold.model import DeviceId, UserId
 from everfold.services import Clock
 from everfold.tokens import Signer
 from nameserver.accounts import Accounts, User
+from nameserver.audit import note
 from nameserver.db import Database
 from nameserver.devices import Device, Devices
 from nameserver.policy import Policy
 
 _REMEMBERED = 4096
 _REMEMBERED_NODES = 256
+_SEEN_NS = 300_000_000_000  # how old what is told of a device's last use may be
 
 
 class Identity(NamedTuple):
@@ -30,7 +34,8 @@ class Identity(NamedTuple):
     name: str
     role: str
     device: DeviceId = DeviceId("")
-    device_name: str = ""
+    device_name: str = ""  # as history tells it; of a mount, the device that it was mounted at
+    issued_s: int = 0  # when the token was
 
 
 class _Verified(NamedTuple):
@@ -72,7 +77,23 @@ class Gate:
             name=user.name,
             dev=device.id,
             gen=user.token_gen,
+            jti=secrets.token_hex(8),
         )
+
+    def end(self, token: str, author: str) -> None:
+        """Let a token be good no longer, here at once, elsewhere within `Policy.verified_s`."""
+        claims = self._users.verify(token, "user")
+        now = self._clock.time_ns()
+        with self._db.write() as cx:
+            cx.run("DELETE FROM revoked_token WHERE until_ns < ?", now)
+            cx.run(
+                "INSERT INTO revoked_token (id, until_ns) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                _id_of(claims),
+                int(claims["exp"]) * 1_000_000_000,
+            )
+            note(cx, now, author, "logout", str(claims["dev"]))
+        with self._lock:
+            self._verified.pop(token, None)
 
     def by_token(self, token: str) -> Identity:
         """Return who holds this token; UNAUTHENTICATED when it is not (or no longer) good."""
@@ -100,11 +121,18 @@ class Gate:
                 "SELECT name, role, is_disabled, token_gen FROM account WHERE id = ?", user
             )
             found = self._devices.find(cx, device)
+            parent = self._devices.find(cx, found.parent) if found and found.parent else None
+            is_ended = cx.one("SELECT 1 FROM revoked_token WHERE id = ?", _id_of(claims))
+        if is_ended is not None:
+            raise EverfoldError(Kind.UNAUTHENTICATED, "the token has been revoked")
         if row is None or row[2] or row[3] != generation:
             raise EverfoldError(Kind.UNAUTHENTICATED, "the token has been revoked")
         if found is None or found.is_revoked or found.user != user:
             raise EverfoldError(Kind.UNAUTHENTICATED, "the device has been revoked")
-        return Identity(UserId(user), row[0], row[1], found.id, found.name)
+        if self._clock.time_ns() - found.seen_ns > _SEEN_NS:
+            self._devices.seen(found.id)
+        shown = parent.name if parent else found.name
+        return Identity(UserId(user), row[0], row[1], found.id, shown, int(claims["iat"]))
 
     def by_password(self, name: str, password: str, address: str) -> Identity:
         """Return who has this name and password, for a call without a device."""
@@ -126,3 +154,8 @@ class Gate:
                 self._nodes.clear()
             self._nodes[token] = named, int(claims["exp"]) * 1_000_000_000
         return named
+
+
+def _id_of(claims: dict[str, Any]) -> str:
+    """Return what a token is known by; older ones have no number of their own."""
+    return str(claims.get("jti") or f"{claims['sub']}.{claims['dev']}.{claims['iat']}")

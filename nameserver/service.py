@@ -85,8 +85,10 @@ class Service:
         self.accounts = Accounts(db, clock, policy, make_space)
         self.devices = Devices(db, clock)
         self.sessions = Sessions(
-            db, clock, policy, self.spaces, self.nodes, self.ledger, self._end, self._tidy
-        )
+            db, clock, policy, self.spaces, self.nodes, self.ledger, self.devices,
+            lambda who, device: self.gate.admit(self.accounts.get(who.name), device),
+            self._end, self._tidy,
+        )  # fmt: skip
         self.gate = Gate(
             db, clock, policy, self.accounts, self.devices,
             Signer(keys.jwt_secret_key, clock), cluster,

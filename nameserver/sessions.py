@@ -15,6 +15,7 @@ from everfold.services import Clock
 from nameserver import quota
 from nameserver.blocks import Ledger
 from nameserver.db import Cx, Database
+from nameserver.devices import Device, Devices
 from nameserver.gate import Identity
 from nameserver.nodes import NodeBook
 from nameserver.policy import Policy
@@ -36,17 +37,22 @@ class Sessions:
         spaces: Spaces,
         nodes: NodeBook,
         ledger: Ledger,
+        devices: Devices,
+        admit: Callable[[Identity, Device], str],
         let_go: LetGo,
         tidy: LetGo,
     ) -> None:
-        """`let_go` drops everything that a mount holds; `tidy` what a process that died while
-        it served the mount cannot use any more: its locks, and the versions it had open."""
+        """`admit` gives a mount a token of its own. `let_go` drops everything that a mount holds;
+        `tidy` what a process that died while it served the mount cannot use any more: its locks,
+        and the versions it had open."""
         self._db = db
         self._clock = clock
         self._policy = policy
         self._spaces = spaces
         self._nodes = nodes
         self._ledger = ledger
+        self._devices = devices
+        self._admit = admit
         self._let_go = let_go
         self._tidy = tidy
 
@@ -59,6 +65,9 @@ class Sessions:
             space, name, seq = self._spaces.named(cx, who.user, ask.space)
             is_read_only = ask.read_only or self._spaces.held(cx, space, who.user) == READ
             device = who.device_name or ask.label or who.name
+            own = self._devices.for_mount(
+                cx, who.user, ask.mount, ask.label, who.device, who.issued_s
+            )
             row = cx.one(
                 "INSERT INTO mount (space_id, id, author, device, device_id, label, last_op,"
                 " results, seen_ns, is_read_only) VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?)"
@@ -70,7 +79,7 @@ class Sessions:
                 ask.mount,
                 who.name,
                 device[:64],
-                who.device,
+                own.id,
                 ask.label[:255],
                 b"",
                 now,
@@ -98,12 +107,14 @@ class Sessions:
             size_max=self._policy.max_file_size or SIZE_MAX,
             read_only=is_read_only,
             teams=teams,
+            token=self._admit(who, own),
         )
 
-    def seen(self, space: SpaceId, mount: MountId) -> None:
-        """Note that a mount is alive; STALE when it never introduced itself.
+    def seen(self, space: SpaceId, mount: MountId, position: int = 0) -> None:
+        """Note that a mount is alive, and the commit up to which it followed the feed.
 
-        Written at most four times in the life of a session, since it costs a transaction.
+        STALE when it never introduced itself. Written at most four times in the life of a
+        session, since it costs a transaction.
         """
         now = self._clock.time_ns()
         with self._db.read() as cx:
@@ -113,8 +124,11 @@ class Sessions:
         if now - row[0] > int(self._policy.session_ttl_s * 0.25e9):
             with self._db.write() as cx:
                 cx.run(
-                    "UPDATE mount SET seen_ns = ? WHERE space_id = ? AND id = ?",
+                    "UPDATE mount SET seen_ns = ?, position = CASE WHEN position > ? THEN"
+                    " position ELSE ? END WHERE space_id = ? AND id = ?",
                     now,
+                    position,
+                    position,
                     space,
                     mount,
                 )
@@ -142,8 +156,16 @@ class Sessions:
     def end(self, space: SpaceId, mount: MountId) -> None:
         """End a session: what it held is let go. It may begin again at any time."""
         self._let_go(space, mount)
+        now = self._clock.time_ns()
         with self._db.write() as cx:
             cx.run("UPDATE mount SET seen_ns = 0 WHERE space_id = ? AND id = ?", space, mount)
+            cx.run(
+                "UPDATE device SET seen_ns = ? WHERE is_revoked = 0 AND id ="
+                " (SELECT device_id FROM mount WHERE space_id = ? AND id = ?)",
+                now,
+                space,
+                mount,
+            )
 
 
 def _teams_gen(cx: Cx, space: SpaceId) -> int:

@@ -54,6 +54,7 @@ class Session(Record, frozen=True):
     size_max: int = SIZE_MAX
     read_only: bool = False  # whoever mounts it may not change it, or said that it only reads
     teams: int = 0  # see `Feed`
+    token: str = ""  # the mount's own: to be shown from now on; "": the one that it came with
 
 
 class Lookup(Record, frozen=True):

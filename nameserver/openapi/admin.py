@@ -37,8 +37,8 @@ _NEW_USER: Final = Body(
     )
 )
 _SYSTEM: Final = obj(
-    **STATUS_FIELDS, users=COUNT, spaces=COUNT, inodes=COUNT, live_bytes=COUNT, commits=COUNT,
-    mounts=COUNT,
+    **STATUS_FIELDS, users=COUNT, spaces=COUNT, inodes=COUNT, live_bytes=COUNT,
+    history_bytes=COUNT, commits=COUNT,    mounts=COUNT,
 )  # fmt: skip
 _FSCK: Final = obj(
     errors=of(ref("Finding")), warnings=of(ref("Finding")), repaired=of(ref("Finding")),

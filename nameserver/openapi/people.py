@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from nameserver.openapi.schemas import DEVICE_FIELDS, PLACE_FIELDS
 from nameserver.openapi.terms import (
     COUNT,
     GIVEN,
@@ -49,6 +50,8 @@ _SESSION: Final = obj(
     {"device_id": TEXT}, user=maybe(ref("User")), csrf=maybe(TEXT), registration=TEXT
 )
 
+_ENDED: Final = obj(ended=TRUTH)
+
 ROUTES: Final = (
     Route(
         "post", "/api/auth/register", "Make an account, where registration is open",
@@ -63,13 +66,18 @@ ROUTES: Final = (
     Route("get", "/api/auth/profile", "Tell who one is", {200: _USER}),
     Route(
         "put", "/api/auth/profile", "Change e-mail address or password; that ends other tokens",
-        {200: _USER},
+        {200: obj({"token": TEXT, "csrf": TEXT}, user=ref("User"))},
         Body(obj({
             "email": GIVEN, "password": GIVEN, "new_password": GIVEN, "current_password": GIVEN,
         })),
         errors=(409,),
     ),
-    Route("get", "/api/auth/devices", "List one's devices", {200: obj(devices=of(ref("Device")))}),
+    Route(
+        "get", "/api/auth/devices", "List one's devices, mounts too, and how far each followed",
+        {200: obj(devices=of(obj(PLACE_FIELDS, **DEVICE_FIELDS)))},
+    ),
+    Route("post", "/api/auth/logout", "End the token that this comes with", {200: _ENDED}),
+    Route("post", "/api/auth/revoke-all", "End all tokens of one's own", {200: _ENDED}),
     Route(
         "post", "/api/auth/devices", "Let a device in, and get a token for it",
         {201: obj(device=ref("Device"), token=TEXT)},

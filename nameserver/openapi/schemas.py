@@ -113,6 +113,14 @@ DEVICE_FIELDS: Final[Json] = {
     "created_at": SECONDS,
     "last_seen": SECONDS,
     "revoked": TRUTH,
+    "parent_id": maybe(TEXT),
+}
+PLACE_FIELDS: Final[Json] = {
+    "mount_id": TEXT,
+    "active": TRUTH,
+    "position": COUNT,
+    "behind": COUNT,
+    "space_id": COUNT,
 }
 _REPLICAS: Final = obj(
     block_count=COUNT,

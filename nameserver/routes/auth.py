@@ -12,7 +12,7 @@ import hmac
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from flask import request
+from flask import Response, request
 from flask_httpauth import HTTPBasicAuth, HTTPTokenAuth, MultiAuth
 from werkzeug.datastructures import Authorization, Headers
 
@@ -67,6 +67,14 @@ class Guard:
         who: Identity = self._multi.current_user()
         return who
 
+    @property
+    def token(self) -> str:
+        """Return the token that the request came with, "" for a password."""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme:
+            return token.strip() if scheme.lower() == "bearer" else ""
+        return request.cookies.get(COOKIE, "")
+
     def csrf(self, token: str) -> str:
         """Return what a page must show besides the cookie that holds this token."""
         mac = hmac.new(self._secret, b"csrf\0" + token.encode("utf-8", "replace"), hashlib.sha256)
@@ -87,6 +95,18 @@ class Guard:
     def _by_password(self, name: str, password: str) -> Identity | None:
         address = request.remote_addr or ""
         return self._gate.by_password(name, password, address) if name else None
+
+
+def is_secure() -> bool:
+    """Tell whether the browser came by TLS, to us or to a proxy before us."""
+    return request.is_secure or request.headers.get("X-Forwarded-Proto", "") == "https"
+
+
+def set_cookie(answer: Response, token: str, ttl_s: int | None) -> None:
+    """Give a browser the token of its session; None: until it is closed."""
+    answer.set_cookie(
+        COOKIE, token, max_age=ttl_s, secure=is_secure(), httponly=True, samesite="Strict"
+    )
 
 
 def _role(who: Identity) -> str:

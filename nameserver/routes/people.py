@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, request
+from flask import Blueprint, Response, jsonify, request
 
-from nameserver.routes.auth import Guard
+from everfold.errors import EverfoldError, Kind
+from nameserver.gate import Identity
+from nameserver.routes.auth import COOKIE, Guard, set_cookie
 from nameserver.routes.forms import Json, fields, text
 from nameserver.service import Service
 
@@ -35,23 +37,38 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
 
     @people.put("/profile")
     @guard.login
-    def update() -> Json:
+    def update() -> Response:
         form = fields()
-        user = service.accounts.get(guard.who.name)
+        who = guard.who
+        user = service.accounts.get(who.name)
         if "email" in form:
             user = service.accounts.set_email(user, text(form, "email", ""))
-        if "password" in form or "new_password" in form:
-            name = "new_password" if "new_password" in form else "password"
-            old = text(form, "current_password")
-            service.accounts.login(user.name, old, request.remote_addr or "")
-            service.accounts.set_password(user.name, text(form, name), user.name)
-        return {"user": user.to_json()}
+        if "password" not in form and "new_password" not in form:
+            return jsonify(user=user.to_json())
+        name = "new_password" if "new_password" in form else "password"
+        old = text(form, "current_password")
+        service.accounts.login(user.name, old, request.remote_addr or "")
+        service.accounts.set_password(user.name, text(form, name), user.name)
+        return _go_on(service, guard, who)
+
+    @people.post("/logout")
+    @guard.login
+    def logout() -> Json:
+        if not guard.token:
+            raise EverfoldError(Kind.INVALID, "log in with a token, to end it")
+        service.gate.end(guard.token, guard.who.name)
+        return {"ended": True}
+
+    @people.post("/revoke-all")
+    @guard.login
+    def revoke_all() -> Json:
+        service.accounts.end_tokens(service.accounts.get(guard.who.name))
+        return {"ended": True}
 
     @people.get("/devices")
     @guard.login
     def devices() -> Json:
-        found = service.devices.of(guard.who.user)
-        return {"devices": [device.to_json() for device in found]}
+        return {"devices": service.devices.with_places(guard.who.user)}
 
     @people.post("/devices")
     @guard.login
@@ -73,6 +90,19 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
         return {"revoked": device}
 
     return people
+
+
+def _go_on(service: Service, guard: Guard, who: Identity) -> Response:
+    """Give whoever changed the password a token again, where the old one was: all have ended."""
+    user = service.accounts.get(who.name)
+    device = service.devices.get(who.user, who.device) if who.device else None
+    if device is None:  # name and password came with the request
+        return jsonify(user=user.to_json())
+    token = service.gate.admit(user, device)
+    answer = jsonify(user=user.to_json(), token=token, csrf=guard.csrf(token))
+    if COOKIE in request.cookies and not request.headers.get("Authorization"):
+        set_cookie(answer, token, None)
+    return answer
 
 
 def log_in(service: Service) -> Json:

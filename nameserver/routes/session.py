@@ -10,7 +10,7 @@ from __future__ import annotations
 from flask import Blueprint, Response, jsonify, request
 
 from everfold.errors import EverfoldError, Kind
-from nameserver.routes.auth import COOKIE, Guard
+from nameserver.routes.auth import COOKIE, Guard, is_secure, set_cookie
 from nameserver.routes.files import truth
 from nameserver.routes.forms import Json, fields
 from nameserver.routes.people import log_in
@@ -29,14 +29,7 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
         told = log_in(service)
         token = told["token"]
         answer = jsonify(user=told["user"], device=told["device"], csrf=guard.csrf(token))
-        answer.set_cookie(
-            COOKIE,
-            token,
-            max_age=int(service.policy.token_ttl_s) if stays else None,
-            secure=is_secure(),
-            httponly=True,
-            samesite="Strict",
-        )
+        set_cookie(answer, token, int(service.policy.token_ttl_s) if stays else None)
         return answer
 
     @routes.get("/session")
@@ -63,11 +56,6 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
         return _forget(jsonify(ended=True))
 
     return routes
-
-
-def is_secure() -> bool:
-    """Tell whether the browser came by TLS, to us or to a proxy before us."""
-    return request.is_secure or request.headers.get("X-Forwarded-Proto", "") == "https"
 
 
 def _forget(answer: Response) -> Response:

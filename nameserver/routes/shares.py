@@ -9,11 +9,10 @@ from flask import Blueprint, Response, jsonify, request
 from everfold.errors import EverfoldError, Kind
 from nameserver.files.service import FileService
 from nameserver.files.shares import DAYS_MAX
-from nameserver.routes.auth import Guard
+from nameserver.routes.auth import Guard, is_secure
 from nameserver.routes.files import asked, flag, page_json, receive, told, visitor, word
 from nameserver.routes.forms import Json, fields, text
 from nameserver.routes.sending import Sent, send
-from nameserver.routes.session import is_secure
 
 _DAY_S = 86_400.0
 _TICKET = "everfold_share"

@@ -10,6 +10,8 @@ from everfold.nameclient import NameClient
 from nameserver.app import create_app
 from tests.harness.service import PASSWORD, Desk
 
+Json = dict[str, Any]
+
 
 class Web:
     """The routes, called without sockets."""
