@@ -6,6 +6,7 @@ import logging
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import BaseConverter
 
 from everfold.errors import EverfoldError, Kind
 from everfold.exchange import Front
@@ -46,6 +47,12 @@ _HTTP_KINDS = {
 }
 
 
+class _FileId(BaseConverter):
+    """An id in a route that stands beside others: ``/api/files/list`` is no file's."""
+
+    regex = r"[0-9]{1,12}-[0-9]{1,24}"
+
+
 def create_app(service: Service) -> Front:
     """Return what a nameserver answers: hot calls directly, the rest by Flask."""
     app = flask_app(service)
@@ -60,6 +67,7 @@ def flask_app(service: Service) -> Flask:
     app.secret_key = service.secret_key
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.config["MAX_CONTENT_LENGTH"] = BODY_MAX  # of bodies without a length, too
+    app.url_map.converters["id"] = _FileId
     guard = Guard(service.gate, service.secret_key)
     app.url_map.strict_slashes = False  # no redirects: a POST would lose its body
     app.register_blueprint(web.blueprint())

@@ -98,5 +98,7 @@ ROUTES: Final = (
         "get", "/api/auth/session", "Tell whose cookie this is",
         {200: _SESSION}, errors=(404,), access=OPEN,
     ),
-    Route("delete", "/api/auth/session", "Log a browser out", {200: obj(ended=TRUTH)}),
+    Route(
+        "delete", "/api/auth/session", "Log a browser out", {200: obj(ended=TRUTH)}, errors=(404,)
+    ),
 )  # fmt: skip

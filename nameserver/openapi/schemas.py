@@ -113,7 +113,7 @@ DEVICE_FIELDS: Final[Json] = {
     "created_at": SECONDS,
     "last_seen": SECONDS,
     "revoked": TRUTH,
-    "parent_id": maybe(TEXT),
+    "parent_id": {**maybe(TEXT), "description": "the device that it came of, and ends with"},
 }
 PLACE_FIELDS: Final[Json] = {
     "mount_id": TEXT,

@@ -43,14 +43,14 @@ def blueprint(files: FileService, guard: Guard) -> Blueprint:
             return page_json(files.trash(me, ask), ask)
         return page_json(files.listing(me, ask), ask)
 
-    @routes.get("/<file>")
+    @routes.get("/<id:file>")
     @guard.login
     def info(file: str) -> Json:
-        me = visitor(files, guard)
+        me, may_be_gone = visitor(files, guard), flag("deleted")
         try:
             return told(files.info(me, file))
         except EverfoldError as err:
-            if err.kind is not Kind.NOT_FOUND or not flag("deleted"):
+            if err.kind is not Kind.NOT_FOUND or not may_be_gone:
                 raise
             return told(files.lost(me, file))
 
@@ -59,7 +59,7 @@ def blueprint(files: FileService, guard: Guard) -> Blueprint:
     def download(file: str) -> Response:
         return send_current(files, visitor(files, guard), file)
 
-    @routes.delete("/<file>")
+    @routes.delete("/<id:file>")
     @guard.login
     def delete(file: str) -> Json:
         gone = files.delete(visitor(files, guard), file, flag("recursive"))
@@ -81,19 +81,23 @@ def _names(routes: Blueprint, files: FileService, guard: Guard) -> None:
     def move() -> Json:
         form = fields()
         me = visitor(files, guard)
-        file, to = text(form, "file_id", ""), text(form, "to")
-        if not file:
-            file = str(files.at(me, text(form, "path")).id)
-        return told(files.move(me, file, to, truth(form, "replace")))
+        file, path = _which(form)
+        to, replaces = text(form, "to"), truth(form, "replace")
+        return told(files.move(me, file or str(files.at(me, path).id), to, replaces))
 
     @routes.post("/undelete")
     @guard.login
     def undelete() -> tuple[Json, int]:
         form = fields()
-        file = text(form, "file_id", "")
-        path = text(form, "path", "") if file else text(form, "path")
+        file, path = _which(form)
         item = files.undelete(visitor(files, guard), file, path, text(form, "to", ""))
         return told(item), 201
+
+
+def _which(form: Json) -> tuple[str, str]:
+    """Return (id, path) of what is meant, one of which is given."""
+    file, path = text(form, "file_id", ""), text(form, "path", "")
+    return file, path if file else text(form, "path")
 
 
 # ---------------------------------------------------------------- shared by other blueprints
@@ -153,8 +157,8 @@ def word(name: str) -> str:
 
 def number(name: str, default: int, least: int, most: int) -> int:
     """Return a number of the query string; INVALID outside of ``[least, most]``."""
-    value = request.args.get(name, "")
-    if not value:
+    value = request.args.get(name)
+    if value is None:
         return default
     if not value.isascii() or not value.isdigit() or len(value) > 19:
         raise EverfoldError(Kind.INVALID, f"{name!r} is not a number")
@@ -165,8 +169,8 @@ def number(name: str, default: int, least: int, most: int) -> int:
 
 def flag(name: str) -> bool:
     """Return a yes or no of the query string; INVALID for anything else."""
-    value = request.args.get(name, "").lower()
-    if value not in ("", "0", "1", "false", "true"):
+    value = request.args.get(name, "0").lower()
+    if value not in ("0", "1", "false", "true"):
         raise EverfoldError(Kind.INVALID, f"{name!r} is true or false")
     return value in ("1", "true")
 

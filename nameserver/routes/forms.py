@@ -43,6 +43,11 @@ def text(form: Json, name: str, default: str | None = None) -> str:
     return value
 
 
+def first(form: Json, *names: str) -> str:
+    """Return the first of these fields that is not empty, "" when all are; each is text."""
+    return next((value for value in [text(form, name, "") for name in names] if value), "")
+
+
 def number(form: Json, name: str, default: int) -> int:
     """Return a field that is a whole number from 0 up to 2**63 - 1."""
     value = form.get(name, default)

@@ -45,9 +45,12 @@ class Part:
             if len(data) > _FIELD_MAX:
                 raise EverfoldError(Kind.TOO_LARGE, f"the field {self.name[:80]!r} is too long")
         try:
-            return data.decode()
+            text = data.decode()
         except UnicodeError as err:
             raise _malformed(f"the field {self.name[:80]!r} is not text") from err
+        if "\0" in text:
+            raise _malformed(f"the field {self.name[:80]!r} is not text")
+        return text
 
 
 class Form:

@@ -7,7 +7,7 @@ from flask import Blueprint, Response, jsonify, request
 from everfold.errors import EverfoldError, Kind
 from nameserver.gate import Identity
 from nameserver.routes.auth import COOKIE, Guard, set_cookie
-from nameserver.routes.forms import Json, fields, text
+from nameserver.routes.forms import Json, fields, first, text
 from nameserver.service import Service
 
 
@@ -77,8 +77,8 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
         device = service.devices.register(
             guard.who.user,
             text(form, "device_id", ""),
-            text(form, "device_name", "") or text(form, "name", ""),
-            text(form, "device_type", "") or text(form, "type", ""),
+            first(form, "device_name", "name"),
+            first(form, "device_type", "type"),
         )
         user = service.accounts.get(guard.who.name)
         return {"device": device.to_json(), "token": service.gate.admit(user, device)}, 201
@@ -108,9 +108,9 @@ def _go_on(service: Service, guard: Guard, who: Identity) -> Response:
 def log_in(service: Service) -> Json:
     """Answer a login: a token for the user at the device that the form names, perhaps new."""
     form = fields()
-    name = text(form, "username", "") or text(form, "email")
+    name = first(form, "username", "email") or text(form, "username")
     user = service.accounts.login(name, text(form, "password"), request.remote_addr or "")
-    label = text(form, "device_name", "") or text(form, "device", "")
+    label = first(form, "device_name", "device")
     device = service.devices.at_login(
         user.id, text(form, "device_id", ""), label, text(form, "device_type", "")
     )

@@ -59,10 +59,10 @@ def _shared(routes: Blueprint, files: FileService) -> None:
     @routes.get("/shared/<token>")
     def info(token: str) -> Json:
         share, me = shares.open(token, _password(), request.remote_addr or "")
-        item = files.within(me, share.file, word("path"))
+        ask = asked()
+        item = files.within(me, share.file, ask.path)
         answer = {**told(item), "permission": share.permission}
         if item.is_dir:
-            ask = asked()
             answer |= page_json(files.listing_of(me, item, ask), ask)
         return _without_path(answer)
 
