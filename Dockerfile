@@ -1,6 +1,6 @@
 # One image for every role: `everfold-nameserver`, `everfold-datanode`, or (to try it) `everfold up`,
 # whose datanodes listen inside the container only: mount there too, or use --network host.
-# A mount inside a container needs --device /dev/fuse --cap-add SYS_ADMIN.
+# A mount inside a container needs --device /dev/fuse --cap-add SYS_ADMIN. compose.yaml runs a cluster.
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 COPY setup.py pyproject.toml constraints.txt README.md ./

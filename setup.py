@@ -57,6 +57,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
             "python-socketio[client]>=5.11",
+            "pyyaml>=6.0",
             "ruff>=0.6",
             "schemathesis>=4.0",
             "trustme>=1.1",

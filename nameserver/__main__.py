@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from everfold import config, log, serving, tls
+from everfold import config, log, readiness, serving, tls
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError
 from everfold.exchange import Front
@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def tell(workers: Sequence[int] = ()) -> None:
         _log.info("serving at %s", url)
+        readiness.tell()
         if args.ready_file is not None:
             _write_ready(args.ready_file, url, admin, workers)
 
