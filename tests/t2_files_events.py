@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from everfold.model import ROOT
 from tests.harness.browser import Browser
 from tests.harness.inprocess import CALM, InProcessCluster
-from tests.harness.world import save
+from tests.harness.world import ME, save
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,23 @@ def test_what_a_mount_does_is_told_too(cluster, me):
     assert client.drain()
 
     assert ("file_uploaded", "/f") in events(me)
+
+
+def test_an_open_file_is_an_upload_when_it_has_its_content_be_it_none(cluster, me):
+    client = cluster.mount("begun", me.token)
+    for data in (b"", b"something"):
+        name = f"f{len(data)}"
+        _, opened = client.vfs.create(ROOT, name.encode(), 0o644, os.O_WRONLY, ME)
+        assert client.drain()
+        assert events(me)[-1] == ("file_created", f"/{name}")
+
+        if data:
+            client.vfs.write(opened.fh, 0, data, False)
+        client.vfs.flush(opened.fh, 0)
+        client.vfs.release(opened.fh, 0, False)
+        assert client.drain()
+
+        assert events(me)[-1] == ("file_uploaded", f"/{name}")
 
 
 def test_an_editors_save_by_renaming_is_an_upload(me):

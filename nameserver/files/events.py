@@ -42,6 +42,7 @@ _LARGE: Final = 200  # changes of a commit whose meaning is kept for its next pa
 _KEPT: Final = 4  # such commits: of 50,000 changes, 5 MiB each
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _IS_DIR: Final = 0o040000
+_IS_FILE: Final = 0o100000
 _CHANGES: Final = msgspec.msgpack.Decoder(list[wire.Change])
 
 _LOG: Final = (
@@ -66,7 +67,7 @@ _STOOD: Final = (
     " AND born <= ? ORDER BY born DESC LIMIT 1"
 )
 _INODE: Final = (
-    "SELECT mode, size, version FROM inode WHERE space_id = ? AND ino = ? AND born <= ?"
+    "SELECT mode, size, version, born FROM inode WHERE space_id = ? AND ino = ? AND born <= ?"
     " ORDER BY born DESC LIMIT 1"
 )
 _FOLLOWED: Final = "SELECT space_id, seq, part FROM sync_position WHERE device_id = ?"
@@ -355,18 +356,40 @@ class _Commit:
         if change.what == "data":
             return "file_uploaded", change.ino
         if change.what == "attr":
-            return "file_changed", change.ino
+            is_new = self._is_empty_since_now(change.ino)
+            return ("file_uploaded" if is_new else "file_changed"), change.ino
         if change.what != "entry":
             return "", 0
         if change.ino:
             went = self._cx.one(_WENT, self._space, change.ino, self._seq)
             # put in another's place: that is how editors save
             saved = went and self._left(change)
-            return ("file_moved" if went and not saved else "file_uploaded"), change.ino
+            if went and not saved:
+                return "file_moved", change.ino
+            is_begun = not saved and self._is_begun(change.ino)
+            return ("file_created" if is_begun else "file_uploaded"), change.ino
         left = self._left(change)
         if left is None or self._cx.one(_CAME, self._space, left, self._seq):
             return "", 0  # it moved, which is told where it went
         return "file_deleted", left
+
+    def _inode(self, ino: int, seq: int) -> tuple[int, int, int, int]:
+        """Return (mode, size, version, born) of an inode as it was at a commit."""
+        mode, size, version, born = self._cx.one(_INODE, self._space, ino, seq) or (0, 0, 0, 0)
+        return mode, size, version, born
+
+    def _is_begun(self, ino: int) -> bool:
+        """Tell whether this is a file that was opened and has had no content yet, not even none."""
+        mode, _, version, _ = self._inode(ino, self._seq)
+        return mode & 0o170000 == _IS_FILE and not version
+
+    def _is_empty_since_now(self, ino: int) -> bool:
+        """Tell whether a file was saved here for the first time, with nothing in it."""
+        _, size, version, born = self._inode(ino, self._seq)
+        if size or not version or born != self._seq:
+            return False
+        before = self._inode(ino, self._seq - 1)
+        return before[3] > 0 and before[2] == 0
 
     def _left(self, change: wire.Change) -> int | None:
         """Return the inode that a name led to until this commit."""
@@ -375,15 +398,15 @@ class _Commit:
 
     def _event(self, kind: str, ino: Ino) -> Json:
         stood = self._cx.one(_STOOD, self._space, ino, self._seq)
-        inode = self._cx.one(_INODE, self._space, ino, self._seq) or (0, 0, 0)
-        is_dir = inode[0] & 0o170000 == _IS_DIR
+        mode, size, _, _ = self._inode(ino, self._seq)
+        is_dir = mode & 0o170000 == _IS_DIR
         told: Json = {
             "event_type": _FOLDERS.get(kind, kind) if is_dir else kind,
             "file_id": str(FileId(self._space, ino)),
             "type": "directory" if is_dir else "file",
             "name": None,
             "path": None,
-            "size": 0 if is_dir else inode[1],
+            "size": 0 if is_dir else size,
         }
         if stood is not None:
             told["name"] = text_of(stood[1])
@@ -404,7 +427,9 @@ class _Commit:
             return None
 
 
-_WEIGHT: Final = {"file_changed": 0, "file_uploaded": 1, "file_moved": 2, "file_deleted": 3}
+_WEIGHT: Final = {
+    "file_created": 0, "file_changed": 1, "file_uploaded": 2, "file_moved": 3, "file_deleted": 4,
+}  # fmt: skip
 _FOLDERS: Final = {
     "file_uploaded": "folder_created", "file_moved": "folder_moved",
     "file_deleted": "folder_deleted", "file_changed": "folder_changed",
