@@ -8,6 +8,7 @@ or UNAVAILABLE when there was no answer. Nothing is retried, except where a meth
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -190,6 +191,33 @@ class Api:
         """Set a user's password; the tokens given for the old one are dead."""
         path = f"/admin/users/{quote(username, safe='')}/password"
         self.call("PUT", path, {"password": password})
+
+    # ------------------------------------------------------------ team folders
+
+    def teams(self) -> list[Json]:
+        """Return the team folders that one is in."""
+        found: list[Json] = self.call("GET", "/api/teams")["teams"]
+        return found
+
+    def create_team(self, path: str, members: Sequence[tuple[str, str]] = ()) -> Json:
+        """Make a team folder, with (name, permission) of its members; a folder that is there
+        keeps its files, which may take long. NOT_FOUND for an unknown user."""
+        listed = [{"username": name, "permission": may} for name, may in members]
+        made: Json = self.call("POST", "/api/teams", {"path": path, "members": listed}, LONG_S)
+        return dict(made["team"])
+
+    def set_team_member(self, team: int, username: str, permission: str) -> None:
+        """Let somebody into a team folder of one's own, or change what they may do."""
+        path = f"/api/teams/{team}/members/{quote(username, safe='')}"
+        self.call("PUT", path, {"permission": permission})
+
+    def remove_team_member(self, team: int, username: str) -> None:
+        """Shut somebody out of a team folder; oneself: leave it."""
+        self.call("DELETE", f"/api/teams/{team}/members/{quote(username, safe='')}")
+
+    def delete_team(self, team: int) -> None:
+        """Delete a team folder of one's own, to the trash."""
+        self.call("DELETE", f"/api/teams/{team}")
 
 
 def _tls_failure(err: BaseException | None) -> str:

@@ -14,7 +14,7 @@ from tools import command
 
 VERBS = (
     "up", "login", "mount", "umount", "versions", "restore", "status", "fsck", "bench", "node",
-    "user", "ready",
+    "user", "team", "ready",
 )  # fmt: skip
 
 
