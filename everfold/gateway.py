@@ -1,7 +1,8 @@
 """WSGI for the requests that no direct handler takes: environ in, chunks out.
 
 What PEP 3333 asks of a server, for applications such as Flask. The raw socket is reachable as
-``werkzeug.socket``, so that an application may go on in another protocol (WebSocket).
+``werkzeug.socket``, so that an application may go on in another protocol (WebSocket). How long that
+may be silent is then the application's to say; to ask for it lifts no limit yet.
 """
 
 from __future__ import annotations
@@ -117,8 +118,6 @@ class _Call:
     def run(self, app: Wsgi) -> None:
         """Call the application and send what it answers."""
         upgrades = self._head.fields.wants_upgrade
-        if upgrades:  # what follows may be silent for as long as it likes
-            self._peer.never_stalls()
         result = app(_environ(self._peer, self._head), self.start_response)
         try:
             if upgrades and not self._status:
@@ -211,7 +210,7 @@ def answer(peer: Peer, head: Head, app: Wsgi) -> bool:
     try:
         call.run(app)
     except Exception:
-        if call.has_begun:
+        if call.has_begun or head.fields.wants_upgrade:  # what was said there, nobody knows
             raise
         _log.exception("%s %s failed", head.method, head.target[:80])
         told = refusal(EverfoldError(Kind.INTERNAL, "a defect of the server; its log tells more"))

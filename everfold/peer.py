@@ -18,7 +18,6 @@ import logging
 import os
 import socket
 import ssl
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -88,12 +87,6 @@ class Peer:
     def scheme(self) -> str:
         """Return how the client reached us."""
         return "https" if self._is_tls else "http"
-
-    def never_stalls(self) -> None:
-        """Let the client be silent from now on."""
-        self.sock.settimeout(None)
-        for limit in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self.sock.setsockopt(socket.SOL_SOCKET, limit, struct.pack("@ll", 0, 0))
 
     def hang_up(self, how: int = socket.SHUT_RDWR) -> None:
         """End the connection from another thread; SHUT_RD lets what was asked be answered."""

@@ -395,12 +395,19 @@ class TestTimeLimits:
         monkeypatch.setattr(serving, "STALLED_S", 1)
         running = Running(place)
 
-        with running.connect() as silent, running.connect() as half, running.connect() as body:
+        with (
+            running.connect() as silent,
+            running.connect() as half,
+            running.connect() as body,
+            running.connect() as upgrade,
+        ):
             half.sendall(b"GET / HT")
             body.sendall(head("POST", "/echo", "Content-Length: 100") + b"some")
+            upgrade.sendall(head("GET", "/upgrade", "Connection: Upgrade", "Upgrade: loud"))
             assert rest_of(silent) == b""
             assert rest_of(half) == b""
             assert status_of(rest_of(body)) == 504
+            assert rest_of(upgrade).startswith(b"HTTP/1.1 101 ")
         running.end()
 
     def test_a_client_that_drips_is_let_go(
