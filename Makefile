@@ -6,6 +6,7 @@
 #   make bench [ARGS="--quick"]                                    all workloads, beside local disk
 #   make bench-scale                                               what an operation costs up to 2 million inodes
 #   make bench-live                                                how soon Socket.IO clients hear of a save
+#   make bench-http [ARGS="--quick"]                               the HTTP API, alone and beside a folder at work
 #   make soak                                                      the long tests
 #   make clean                                                     remove .venv and caches, never data
 
@@ -41,6 +42,9 @@ bench-scale: $(READY)
 
 bench-live: $(READY)
 	$(PY) -m tools.livebench $(ARGS)
+
+bench-http: $(READY)
+	$(PY) -m tools.benchhttp $(ARGS)
 
 soak: $(READY)
 	$(PY) -m pytest -m soak $(ARGS)
