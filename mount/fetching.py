@@ -61,15 +61,17 @@ class Fetcher:
         self._calls = ThreadPoolExecutor(threads, "block-get")
         self._ahead = ThreadPoolExecutor(_AHEAD_THREADS, "block-ahead")
         self._closing = threading.Event()
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the three below
         self._flying: dict[BlockId, Future[bytes]] = {}
-        self._queued: set[BlockId] = set()  # for prefetch
+        self._coming: dict[BlockId, Future[bytes]] = {}  # small ones, prefetched many at a time
+        self._queued: set[BlockId] = set()  # large ones, for prefetch
 
     def close(self) -> None:
         """Give up what is queued; calls under way end by their own deadlines."""
         self._closing.set()
         self._ahead.shutdown(wait=False, cancel_futures=True)
         self._calls.shutdown(wait=False, cancel_futures=True)
+        self._give_up(list(self._coming))
 
     # ------------------------------------------------------------------ one block
 
@@ -79,6 +81,12 @@ class Fetcher:
         MISSING when no node has it, UNAVAILABLE when those that may have it cannot be reached.
         """
         ends = time.monotonic() + self._timing.deadline_s
+        coming = self._coming.get(block)
+        if coming is not None:
+            try:
+                return coming.result(self._timing.hedge_s)
+            except (_Abandoned, FutureTimeout):
+                pass  # then alone
         while True:
             with self._lock:
                 flying = self._flying.get(block)
@@ -240,90 +248,102 @@ class Fetcher:
 
         Returns at once. What is too much is left out, what fails is left to the reader.
         """
-        wanted: list[tuple[BlockId, int]] = []
+        small: list[BlockId] = []
+        large: list[BlockId] = []
         near: list[BlockId] = []
         with self._lock:
             for block, size in blocks:
-                if len(self._queued) >= _AHEAD_MAX:
+                if len(self._queued) + len(self._coming) >= _AHEAD_MAX:
                     break
-                if block in self._queued or block in self._flying:
+                if block in self._queued or block in self._coming or block in self._flying:
                     continue
                 if not self._cache.has(self._space, block):
-                    self._queued.add(block)
-                    wanted.append((block, size))
+                    if 0 < size < SMALL_BLOCK:
+                        self._coming[block] = Future()
+                        small.append(block)
+                    else:
+                        self._queued.add(block)
+                        large.append(block)
                 elif size >= SMALL_BLOCK:
                     near.append(block)
         try:
-            if wanted:
-                self._ahead.submit(self._spread, wanted)
+            if small:
+                self._ahead.submit(self._spread, small)
+            if large:
+                self._ahead.submit(self._spread_large, large)
             if near:
                 self._ahead.submit(self._cache.will_need, self._space, near)
         except RuntimeError:
             _log.info("nothing is prefetched any more: the mount is ending")
+            self._give_up(small)
 
-    def _spread(self, wanted: list[tuple[BlockId, int]]) -> None:
-        """Locate what has no known place, then fetch: small blocks together, large ones alone."""
-        homeless = [block for block, _ in wanted if not self._nodes.holders(block)]
+    def _spread_large(self, blocks: list[BlockId]) -> None:
+        """Locate large blocks that have no known place, then fetch each for itself."""
+        try:
+            self._locate_unknown(blocks)
+        finally:
+            for block in blocks:
+                try:
+                    self._ahead.submit(self._fetch_ahead, block)
+                except RuntimeError:  # the mount is ending
+                    self._queued.discard(block)
+
+    def _locate_unknown(self, blocks: list[BlockId]) -> None:
+        homeless = [block for block in blocks if not self._nodes.holders(block)]
         if homeless:
             try:
                 self._nodes.locate(homeless)
             except EverfoldError as err:
                 _log.info("prefetch: %s", err)
-        together: dict[NodeId, list[BlockId]] = {}
-        groups: list[tuple[NodeId | None, list[BlockId]]] = []
-        for block, size in wanted:
-            holders = self._nodes.holders(block)
-            if not holders:
-                self._forget([block])
-            elif 0 < size < SMALL_BLOCK:
-                batch = together.setdefault(holders[0], [])
-                batch.append(block)
-                if len(batch) == BATCH_BLOCKS:
-                    groups.append((holders[0], together.pop(holders[0])))
-            else:
-                groups.append((None, [block]))
-        for node, some in [*groups, *together.items()]:
-            try:
-                self._ahead.submit(self._fetch_ahead, node, some)
-            except RuntimeError:
-                self._forget(some)
 
-    def _fetch_ahead(self, node: NodeId | None, blocks: list[BlockId]) -> None:
+    def _fetch_ahead(self, block: BlockId) -> None:
         try:
-            if node is not None and len(blocks) > 1:
-                self._fetch_together(node, blocks)
-            else:
-                for block in blocks:
-                    if not self._cache.has(self._space, block):
-                        self.fetch(block)
+            if not self._cache.has(self._space, block):
+                self.fetch(block)
         except EverfoldError as err:
             _log.info("prefetch: %s", err)
         finally:
-            self._forget(blocks)
+            with self._lock:
+                self._queued.discard(block)
+
+    def _spread(self, blocks: list[BlockId]) -> None:
+        """Locate small blocks that have no known place, then get them, many from each node."""
+        try:
+            self._locate_unknown(blocks)
+            batches: dict[NodeId, list[BlockId]] = {}
+            for block in blocks:
+                for node in self._nodes.holders(block)[:1]:
+                    batches.setdefault(node, []).append(block)
+            for node, batch in batches.items():
+                for first in range(0, len(batch), BATCH_BLOCKS):
+                    self._fetch_together(node, batch[first : first + BATCH_BLOCKS])
+        except EverfoldError as err:
+            _log.info("prefetch: %s", err)
+        finally:
+            self._give_up(blocks)
 
     def _fetch_together(self, node: NodeId, blocks: Sequence[BlockId]) -> None:
         """Get many small blocks from one node; readers who want one meanwhile wait for it."""
-        with self._lock:
-            mine = {b: self._take_off(b) for b in blocks if b not in self._flying}
-        found: dict[BlockId, bytes] = {}
-        try:
-            found = self._nodes.call(
-                node,
-                len(mine) * SMALL_BLOCK // 4,
-                lambda client: client.get_many(list(mine), self._timing.attempt_s),
-            )
-        finally:
-            for block, future in mine.items():
-                data = found.get(block)
-                if data is not None and blockid.name_of(data) == block:
-                    self._cache.put(self._space, block, data)
-                    self._land(block, future, data)
-                else:
-                    self._land(block, future, _Abandoned())
+        found = self._nodes.call(
+            node,
+            len(blocks) * SMALL_BLOCK // 4,
+            lambda client: client.get_many(list(blocks), self._timing.attempt_s),
+        )
+        for block, data in found.items():
+            if blockid.name_of(data) == block:
+                self._cache.put(self._space, block, data)
+                with self._lock:
+                    coming = self._coming.pop(block, None)
+                if coming is not None:
+                    coming.set_result(data)
 
-    def _forget(self, blocks: Iterable[BlockId]) -> None:
+    def _give_up(self, blocks: Iterable[BlockId]) -> None:
+        """Let readers who wait for what did not come fetch it themselves."""
         with self._lock:
-            self._queued.difference_update(blocks)
+            left = [self._coming.pop(block, None) for block in blocks]
+        for coming in left:
+            if coming is not None:
+                coming.set_exception(_Abandoned())
 
 
 def _told(failures: dict[NodeId, Kind]) -> str:

@@ -166,7 +166,8 @@ class Knowledge:
     def _is_walked(self, directory: Ino) -> bool:
         """Count a name that was not known; tell whether all of the directory's should be now.
 
-        At the second one; after that when as many were asked for as a listing is worth.
+        At the second one; after that when as many were asked for as a listing is worth: one
+        costs 0.25 to 0.4 ms, a hundred listed together 0.9.
         """
         with self.lock:
             left = self._unlisted.get(directory, 2) - 1
@@ -187,7 +188,7 @@ class Knowledge:
         with self.lock:
             if not page.more:
                 self.tree.install_listing(directory, page.parent, page.entries, page.seq)
-            self._unlisted[directory] = SIZE_MAX if page.more else 16 + len(page.entries) // 4
+            self._unlisted[directory] = SIZE_MAX if page.more else 2 + len(page.entries) // 16
 
     def require_child(self, parent: Ino, name: bytes) -> Attr:
         """Return what a name leads to; NOT_FOUND when there is no such name."""

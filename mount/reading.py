@@ -41,6 +41,7 @@ class Reading:
                 parts = self._gather(content, offset, size)
             if parts is not None:
                 break
+            self._neighbours.wait_for(content)
             core.load_extents(content)
             is_cold = True
         if (is_cold or self._neighbours.window) and content.size < SMALL_BLOCK:

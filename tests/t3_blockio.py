@@ -336,6 +336,38 @@ def test_a_reader_waits_for_a_prefetch_that_is_under_way(world: World) -> None:
     assert world.nodes[0].calls == ["get_many"]
 
 
+def test_a_reader_does_not_wait_for_a_prefetch_from_a_node_that_hangs(world: World) -> None:
+    blocks = [world.keep(i, 100, [0, 1]) for i in range(10)]
+    world.io.learn(
+        {block: [world.nodes[0].id, world.nodes[1].id] for block, _ in blocks},
+        [n.node for n in world.nodes],
+    )
+    world.nodes[0].gate = threading.Event()  # never set
+    world.nodes[1].gate = threading.Event()
+    world.io.prefetch([(block, 100) for block, _ in blocks])
+    hanging = next(n for n in world.nodes[:2] if n.arrived.acquire(timeout=2.5))
+    other = next(n for n in world.nodes[:2] if n is not hanging)
+    assert other.gate is not None
+    other.gate.set()
+
+    assert world.io.read(blocks[3][0], 0, 100) == blocks[3][1]
+    assert "get" in other.calls
+
+
+def test_a_prefetch_that_the_end_of_the_mount_stops_keeps_no_reader(world: World) -> None:
+    blocks = [world.keep(i, 100, [0]) for i in range(10)]
+    world.nodes[0].gate = threading.Event()  # never set
+    world.io.prefetch([(block, 100) for block, _ in blocks])
+    assert world.nodes[0].arrived.acquire(timeout=5)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(world.io.read, blocks[3][0], 0, 100)
+        world.io.close()
+        with pytest.raises(EverfoldError) as refused:
+            read.result(5)
+
+    assert refused.value.kind is Kind.UNAVAILABLE
+
+
 @pytest.mark.expects_warnings
 def test_a_prefetch_that_fails_harms_no_reader(world: World) -> None:
     world.nodes[0].is_lying = True

@@ -12,7 +12,7 @@ from everfold.blockid import name_of
 from everfold.model import ROOT, SMALL_BLOCK
 from mount.client import Client
 from mount.neighbours import AHEAD_MAX
-from tests.harness.world import World, eventually, find, load, save
+from tests.harness.world import ME, World, eventually, find, load, save
 
 CONTENTS = {f"f{number:03}": os.urandom(500 + number) for number in range(60)}
 
@@ -45,6 +45,26 @@ def test_who_reads_some_in_order_has_the_next_ones(world: World) -> None:
         node.is_down = True
     for name in names[8:16]:
         assert load(client, name) == CONTENTS[name]
+
+
+def test_the_files_of_each_directory_are_fetched_when_it_is_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = world.mount("other")
+    for directory in "abc":
+        writer.vfs.mkdir(ROOT, directory.encode(), 0o755, ME)
+        for name, content in CONTENTS.items():
+            save(writer, f"{directory}/{name}", content)
+    writer.vfs.syncfs()
+    client = world.mount("reader")
+    alone = []
+    names, load_alone = client.core.names, client.core.names.extents
+    monkeypatch.setattr(names, "extents", lambda ask: alone.append(ask.ino) or load_alone(ask))
+    for directory in "abc":
+        for name, content in CONTENTS.items():
+            assert load(client, f"{directory}/{name}") == content
+
+    assert len(alone) <= 12  # of 180: the first two of each directory, and who was too fast
 
 
 def test_who_reads_one_here_and_there_gets_no_others(world: World) -> None:
