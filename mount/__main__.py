@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Protocol
 
 from everfold import log as logs
-from everfold import wire
+from everfold import readiness, wire
 from everfold.config import CA_FILE
 from everfold.errors import EverfoldError
 from mount import patience
@@ -215,8 +215,7 @@ def _open(args: argparse.Namespace, is_read_only: bool) -> Client:
         policy=policy,
         cache_bytes=args.cache_size * 1024**2,
     )
-    token = args.token_file.read_text(encoding="ascii").strip()
-    return open_remote(settings, args.server, token, ca_file)
+    return open_remote(settings, args.server, args.token_file, ca_file)
 
 
 def _tell_ready(driver: Driver, args: argparse.Namespace, covers: Covers) -> None:
@@ -228,6 +227,7 @@ def _tell_ready(driver: Driver, args: argparse.Namespace, covers: Covers) -> Non
         draft = args.ready_file.with_name(args.ready_file.name + ".new")
         draft.write_text(json.dumps(form), encoding="utf-8")
         draft.rename(args.ready_file)
+    readiness.tell()
     _announce.set()
     covers.start()
 

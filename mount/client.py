@@ -24,6 +24,7 @@ from everfold.model import Ino, MountId, Node, Seq
 from everfold.nameclient import NameClient
 from everfold.nodeclient import NodeClient
 from everfold.services import NameService
+from mount.admission import Admission
 from mount.blockcache import BlockCache
 from mount.blockio import BlockIO
 from mount.core import Core
@@ -249,7 +250,8 @@ class Client:
             "calls": calls,
             "inodes": len(self.core.tree),
             "files": len(self.core.contents),
-            "trouble": str(self._shipper.failure or ""),
+            "let_in": self.core.barred is None,
+            "trouble": str(self.core.barred or self._shipper.failure or ""),
         }
 
     def _feed_figures(self) -> dict[str, object]:
@@ -263,10 +265,15 @@ class Client:
         }
 
 
-def open_remote(settings: Settings, server: str, token: str, ca_file: str = "") -> Client:
-    """Open a client of a nameserver over HTTP; `ca_file` says whom it and its nodes trust."""
+def open_remote(settings: Settings, server: str, token_file: Path, ca_file: str = "") -> Client:
+    """Open a client of a nameserver over HTTP; `ca_file` says whom it and its nodes trust.
+
+    The token in `token_file` is read again when it is good no longer.
+    """
+    token = token_file.read_text(encoding="ascii").strip()
     names = NameClient(HttpTransport(server, connections=80, ca_file=ca_file), token)
-    return Client(settings, names, functools.partial(_connect, ca_file=ca_file))
+    admission = Admission(names, token, token_file)
+    return Client(settings, admission.service, functools.partial(_connect, ca_file=ca_file))
 
 
 def _connect(node: Node, ca_file: str = "") -> BlockClient:

@@ -12,6 +12,8 @@ others changed is noted (`is_stale`) and looked at when the last record is throu
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +25,7 @@ from msgspec.structs import replace
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.model import NOW, Ino, Seq
+from everfold.model import NOW, ROOT, Attr, Ino, Seq
 from everfold.services import Clock, NameService
 from mount import patience
 from mount.blockio import BlockIO
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 INO_RANGE = 4096
 _SETTLED_AT_ONCE = 64  # records, about 1 ms; then whoever waits for the lock gets his turn
 _BREATH_S = 0.0001
+
+_GLANCE_S = 0.5  # who waits for one change looks so often whether there is any use in it
 
 Outcome = Future[tuple[wire.Result, Seq]]
 
@@ -83,14 +87,66 @@ class Core(Knowledge):
         self.teams_moved = threading.Event()
         if session.teams:
             self.learn_teams()
+        self.barred: EverfoldError | None = None  # why the cluster lets this mount in no more
         shipper.tell = self._settle
 
     def check_writable(self) -> None:
-        """Raise READ_ONLY on a read-only mount, and what stopped the shipper if it was stopped."""
+        """Raise READ_ONLY on a read-only mount, and what keeps changes from being sent, if so."""
+        self.check_let_in()
         if self.policy.is_read_only:
             raise EverfoldError(Kind.READ_ONLY, "the folder is mounted read-only")
         if self.shipper.broken is not None:
             raise self.shipper.broken
+
+    def check_let_in(self) -> None:
+        """Raise UNAUTHENTICATED when the cluster lets this mount in no more."""
+        if self.barred is not None:
+            raise self.barred
+
+    def shut_out(self, why: EverfoldError) -> None:
+        """The cluster lets this mount in no more: forget what is its, keep what is not sent.
+
+        Who waits for the cluster is told at once. What the root is stays known: tools ask there
+        what is the matter.
+        """
+        records, nbytes = self.shipper.backlog
+        log.error(
+            "the cluster lets this mount in no more (%s); %d changes, %d bytes that are not sent"
+            " stay in the journal; log in again to go on",
+            why, records, nbytes,
+        )  # fmt: skip
+        with self.lock:
+            self.barred = self.shipper.barred = why
+            root = self.tree.attr(ROOT) or _closed_root(self.clock.time_ns())
+            self.forget_known(self.feed_seq)
+            self.tree.set_attr(root)
+            self.feed_moved.notify_all()
+        self.blocks.forget()
+
+    def let_in(self) -> None:
+        """The cluster lets this mount in again: what waited is sent."""
+        log.info("the cluster lets this mount in again")
+        with self.lock:
+            self.barred = self.shipper.barred = None
+            self.tree.forget_attr(ROOT)
+            self.notifier.forget_attr(ROOT)
+            self.feed_moved.notify_all()
+
+    def forget_known(self, seq: Seq) -> None:
+        """Drop all names, attributes and bytes, here and in the kernel. Hold the lock."""
+        for parent, name in self.tree.names():
+            self.notifier.forget_entry(parent, name)
+        for ino in list(self.tree.inos()):
+            self.content_changed(ino, seq)
+        self.tree.forget_all()
+
+    def _await(self, is_done: Callable[[], bool], otherwise: EverfoldError) -> None:
+        """Wait for the cluster at most `change_deadline_s`; raise why not. Hold the lock."""
+        self.feed_moved.wait_for(
+            lambda: is_done() or self.barred is not None, self.policy.change_deadline_s
+        )
+        if not is_done():
+            raise self.barred or otherwise
 
     def learn_teams(self) -> None:
         """Ask which team folders stand in this space, and where."""
@@ -145,12 +201,7 @@ class Core(Knowledge):
             return
         patience.require()
         with self.lock:
-            ready = self.feed_moved.wait_for(
-                lambda: self.shipper.queued < self.policy.backlog_ops,
-                self.policy.change_deadline_s,
-            )
-        if not ready:
-            raise EverfoldError(Kind.UNAVAILABLE, "the cluster does not take the backlog")
+            self._await(lambda: self.shipper.queued < self.policy.backlog_ops, _backlog())
 
     def new_ino(self) -> Ino:
         """Return an inode number that nobody else will ever use."""
@@ -240,10 +291,15 @@ class Core(Knowledge):
 
     def outcome_of(self, outcome: Outcome) -> tuple[wire.Result, Seq]:
         """Wait for what became of a change; raises as `commit` does."""
-        try:
-            result, seq = outcome.result(self.policy.change_deadline_s)
-        except FutureTimeout:
-            raise EverfoldError(Kind.TIMEOUT, "the cluster did not take the change") from None
+        ends = self.clock.monotonic() + self.policy.change_deadline_s
+        while True:
+            try:
+                result, seq = outcome.result(_GLANCE_S)
+                break
+            except FutureTimeout:
+                self.check_let_in()
+                if self.clock.monotonic() >= ends:
+                    raise _not_taken() from None
         result.check()
         return result, seq
 
@@ -261,11 +317,7 @@ class Core(Knowledge):
             if content.pending:
                 patience.require()
                 self.shipper.hurry(content.last_number)
-                ready = self.feed_moved.wait_for(
-                    lambda: content.pending == 0, self.policy.change_deadline_s
-                )
-                if not ready:
-                    raise EverfoldError(Kind.TIMEOUT, "the cluster did not take the change")
+                self._await(lambda: content.pending == 0, _not_taken())
 
     def wait_all(self) -> None:
         """Wait until every change journalled so far is in the cluster."""
@@ -275,11 +327,7 @@ class Core(Knowledge):
         patience.require()
         self.shipper.hurry(number)
         with self.lock:
-            ready = self.feed_moved.wait_for(
-                lambda: self.shipper.committed_number >= number, self.policy.change_deadline_s
-            )
-        if not ready:
-            raise EverfoldError(Kind.TIMEOUT, "the cluster did not take the changes")
+            self._await(lambda: self.shipper.committed_number >= number, _not_taken())
 
     def drop_caches(self) -> None:
         """Forget what can be asked for again: names, attributes, extents, blocks.
@@ -290,6 +338,7 @@ class Core(Knowledge):
         self.wait_all()
         with self.lock:
             self.tree.forget_all()
+            self._unlisted.clear()
             for content in list(self.contents.values()):
                 if content.is_idle:
                     del self.contents[content.ino]
@@ -453,13 +502,22 @@ class Core(Knowledge):
         with self.lock:
             for content in list(self.contents.values()):
                 self.flush(content)
-            ready = self.feed_moved.wait_for(
-                lambda: self.staging.used_bytes < self.policy.backlog_max,
-                self.policy.change_deadline_s,
-            )
-        if not ready:
-            raise EverfoldError(Kind.UNAVAILABLE, "the cluster does not take the backlog")
+            self._await(lambda: self.staging.used_bytes < self.policy.backlog_max, _backlog())
 
 
 def _allocated(content: Content, size: int) -> int:
     return content.extents.covered if content.extents is not None else size
+
+
+def _closed_root(now_ns: int) -> Attr:
+    """Return what the root of a folder is that nobody looked at before it was closed."""
+    mode, me = stat.S_IFDIR | 0o755, os.getuid()
+    return Attr(ROOT, mode, 2, me, os.getgid(), 0, now_ns, now_ns, now_ns, now_ns)
+
+
+def _backlog() -> EverfoldError:
+    return EverfoldError(Kind.UNAVAILABLE, "the cluster does not take the backlog")
+
+
+def _not_taken() -> EverfoldError:
+    return EverfoldError(Kind.TIMEOUT, "the cluster did not take the change")

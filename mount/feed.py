@@ -48,7 +48,9 @@ class FeedFollower:
             try:
                 self.poll_once(self._core.policy.poll_s)
             except EverfoldError as err:
-                if not self._is_away:
+                if err.kind is Kind.UNAUTHENTICATED and self._core.barred is None:
+                    self._core.shut_out(err)
+                elif not self._is_away:
                     log.warning("the feed is silent: %s", err)
                 self._is_away = True
                 self._ending.wait(_PAUSE_S if err.kind.may_retry else 5 * _PAUSE_S)
@@ -69,6 +71,8 @@ class FeedFollower:
         )
         asked_at = core.clock.monotonic()
         feed = core.names.feed(ask)
+        if core.barred is not None:
+            core.let_in()
         core.lease.heard(ask, asked_at, feed)
         if core.lease.is_recalled or core.lease.are_locks_recalled:
             core.wants_lease.set()
@@ -120,11 +124,7 @@ class FeedFollower:
         """Too far behind: believe nothing that is older than the feed's position."""
         core = self._core
         log.warning("the feed cannot go on from %d: starting anew", core.feed_seq)
-        for parent, name in core.tree.names():
-            core.notifier.forget_entry(parent, name)
-        for ino in list(core.tree.inos()):
-            core.content_changed(ino, feed.seq)
-        core.tree.forget_all()
+        core.forget_known(feed.seq)
         core.feed_seq = feed.seq
 
 

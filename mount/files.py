@@ -336,6 +336,7 @@ class Files:
         patience.require()
         self.flush_all()
         if not core.shipper.drain(core.policy.change_deadline_s):
+            core.check_let_in()
             raise EverfoldError(Kind.UNAVAILABLE, "the cluster does not take the changes")
 
     def flush_all(self) -> None:

@@ -132,4 +132,4 @@ class WriteLease:
 
 def is_denied_for_good(err: EverfoldError) -> bool:
     """Tell whether asking for the lease will never be granted to this mount."""
-    return err.kind in (Kind.READ_ONLY, Kind.FORBIDDEN, Kind.UNAUTHENTICATED)
+    return err.kind in (Kind.READ_ONLY, Kind.FORBIDDEN)

@@ -50,7 +50,7 @@ _STREAM_OPS = 12  # in one batch; fewer are what other machines may wait for
 _LULL_OPS = 256  # so many need not wait for more
 _LULL_BYTES = 256 * 1024
 _INLINE_BYTES = 256 * 1024  # less is stored by the shipper itself: a thread's turn costs more
-_FATAL = {Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.STALE, Kind.NOT_FOUND, Kind.READ_ONLY}
+_FATAL = {Kind.FORBIDDEN, Kind.STALE, Kind.NOT_FOUND, Kind.READ_ONLY}
 
 
 def _nobody(item: Item, result: wire.Result, seq: Seq) -> None:
@@ -120,6 +120,7 @@ class Shipper:
         self._buffer = bytearray(BLOCK_MAX)  # kept: taking and clearing 4 MiB costs 1 ms
         self.failure: EverfoldError | None = None  # why the cluster was not reached lately
         self.broken: EverfoldError | None = None  # why nothing is shipped any more
+        self.barred: EverfoldError | None = None  # why the cluster lets this mount in no more
         self.quota_left: int | None = None  # as the last commit told
         self.committed_number = 0  # everything up to here is in the cluster
         self.batches = 0
@@ -194,7 +195,7 @@ class Shipper:
             self._wake.notify_all()
             while self._queue or self._under_way:
                 left = ends - time.monotonic()
-                if left <= 0 or not self._thread.is_alive():
+                if left <= 0 or self.barred is not None or not self._thread.is_alive():
                     return False
                 self._wake.wait(min(left, 1.0))
         return self.broken is None

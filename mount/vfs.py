@@ -230,6 +230,7 @@ class Vfs:
         return self.core.node(attr), opened
 
     def open(self, ino: Ino, flags: int) -> Opened:
+        self.core.check_let_in()
         if not is_virtual(ino):
             return self._files.open(ino, flags)
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
@@ -239,9 +240,11 @@ class Vfs:
         return self._files.open_past(attr, version.seq)
 
     def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
+        self.core.check_let_in()
         return self._files.read(fh, offset, size)
 
     def write(self, fh: int, offset: int, data: bytes | memoryview, kill_priv: bool) -> int:
+        self.core.check_let_in()
         return self._files.write(fh, offset, data, kill_priv)
 
     def flush(self, fh: int, lock_owner: int) -> None:

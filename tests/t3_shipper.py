@@ -261,17 +261,28 @@ def test_an_operation_that_is_refused_does_not_stop_the_others(bench: Bench) -> 
 
 @pytest.mark.expects_warnings
 def test_a_shipper_that_may_not_go_on_keeps_the_journal_and_says_so(bench: Bench) -> None:
-    bench.cluster.failures = [EverfoldError(Kind.UNAUTHENTICATED, "the token was revoked")]
+    bench.cluster.failures = [EverfoldError(Kind.FORBIDDEN, "the mount is another user's")]
     bench.submit(bench.stage(2, b"text"))
     bench.shipper.start()
     assert eventually(lambda: bench.shipper.broken is not None)
     bench.submit(unlink())
     assert eventually(lambda: len(bench.outcomes) == 2)
 
-    assert bench.outcomes == [(1, "unauthenticated"), (2, "unauthenticated")]
+    assert bench.outcomes == [(1, "forbidden"), (2, "forbidden")]
     assert bench.cluster.commits == []
     assert bench.journal.trimmed == 0
     assert not bench.shipper.drain(1)
+
+
+@pytest.mark.expects_warnings
+def test_what_is_not_taken_for_want_of_a_token_waits_for_one(bench: Bench) -> None:
+    refusal = EverfoldError(Kind.UNAUTHENTICATED, "the token was revoked")
+    bench.cluster.failures = [refusal] * 3
+    bench.submit(bench.stage(2, b"text"))
+    bench.shipper.start()
+
+    assert bench.shipper.drain(10)
+    assert bench.outcomes == [(1, "")]
 
 
 @pytest.mark.expects_warnings

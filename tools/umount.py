@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import time
 from pathlib import Path
@@ -53,17 +54,31 @@ def _settle(where: str) -> None:
     try:
         handle = os.open(where, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as err:
-        if mountpoint.is_dead(err):
+        if mountpoint.is_dead(err) or _is_shut_out(where, err):
             return  # the next mount sends what its driver left
         raise
     try:
         os.fsync(handle)
     except OSError as err:
-        raise EverfoldError(
-            Kind.UNAVAILABLE, f"not everything is in the cluster yet ({err.strerror})", where
-        ) from err
+        if not _is_shut_out(where, err):
+            raise EverfoldError(
+                Kind.UNAVAILABLE, f"not everything is in the cluster yet ({err.strerror})", where
+            ) from err
     finally:
         os.close(handle)
+
+
+def _is_shut_out(where: str, err: OSError) -> bool:
+    """Tell whether a folder cannot be settled because the cluster lets it in no more; say so."""
+    if err.errno != errno.EACCES:
+        return False
+    _, figures = mountpoint.statistics(where)
+    if figures["let_in"]:
+        return False
+    left = figures["backlog"]["records"]
+    if left:
+        command.say(f"{left} changes are not in the cluster; the next mount here sends them.")
+    return True
 
 
 def _take_away(where: str) -> None:
