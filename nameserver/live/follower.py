@@ -55,6 +55,7 @@ class Follower:
         self._streams: dict[SpaceId, Stream] = {}
         self._teams: dict[SpaceId, int] = {}  # generations of the team folders in a home
         self._look_at = 0.0
+        self._is_sure = True  # the last round came to its end
         self._is_busy = False  # there is more to be told at once
         self._packets: dict[tuple[Place, Sight], str] = {}  # of this round
 
@@ -63,13 +64,16 @@ class Follower:
         joined = [guest for guest in guests if guest.sights]
         ear.listen({sight.space for guest in joined for sight in guest.sights})
         heard = ear.wait(0.0 if self._is_busy else max(0.0, self._look_at - self._now()))
-        if self._now() >= self._look_at:
+        was_sure, self._is_sure = self._is_sure, False
+        if self._now() >= self._look_at or not was_sure:
             self._look_at = self._now() + _LOOK_S
             self._check(guests)
             heard = {sight.space for guest in joined for sight in guest.sights}
         self._is_busy = False
         self._keep_streams(joined)
         moved = self._advance(heard | self._missing(joined))
+        if not was_sure:  # some of what was read may not have been told
+            moved = set(self._streams)
         self._look_again(joined, moved)
         pages = _PAGES
         for guest in joined:
@@ -77,6 +81,7 @@ class Follower:
                 pages -= self._serve(guest, pages)
         self._forget(joined, moved)
         self._packets.clear()
+        self._is_sure = True
 
     def _now(self) -> float:
         return self._clock.monotonic()
