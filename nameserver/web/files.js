@@ -10,7 +10,7 @@ import { choose, enqueue, fromDrop } from "./upload.js";
 
 const PAGE = 200;
 const DRAGGED = "application/x-everfold";
-const places = new Map(); // address -> where the view was scrolled to, and the row that was in use
+const places = new Map(); // address -> where it was scrolled to, and what was opened from there
 const byName = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
 
 /** Return the address of a folder. */
@@ -174,11 +174,7 @@ class Folder {
     hear("teams", async () => ((this.teams = await teams()), again()), this.ended);
     const sight = new IntersectionObserver((seen) => seen.some((each) => each.isIntersecting) && this.more(), { rootMargin: "600px" });
     sight.observe(this.end);
-    const here = location.hash;
-    const keep = () => places.set(here, { scroll: scrollY, focus: document.activeElement?.closest?.(".row.item")?.item.id });
-    addEventListener("scroll", settled(100, () => this.ended.aborted || keep()), { signal: this.ended, passive: true });
     this.ended.addEventListener("abort", () => sight.disconnect());
-    this.view.addEventListener("click", () => setTimeout(() => this.ended.aborted || keep()), { signal: this.ended });
     this.takeDrops();
     document.addEventListener("keydown", (e) => {
       if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest("input, textarea, select, dialog, .menu")) return;
@@ -248,6 +244,7 @@ class Folder {
   open(item) {
     if (item.type === "directory") {
       if (item.raw_name) return toast("This name is not valid text. Rename the folder, then open it.", { look: "bad" });
+      places.set(location.hash, { scroll: scrollY, focus: item.id });
       location.hash = address(item.path);
       return undefined;
     }

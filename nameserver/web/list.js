@@ -46,26 +46,25 @@ export class List {
 
   /** Show these items; those that were there keep their rows. */
   set(items, total = items.length) {
-    const focused = this.body.contains(document.activeElement) ? document.activeElement.closest(".row") : null;
+    const active = this.body.contains(document.activeElement) ? document.activeElement : null;
+    const focused = active?.closest(".row");
     const place = focused ? [...this.body.children].indexOf(focused) : -1;
     const rows = new Map();
+    for (const item of items) rows.set(keyOf(item), this.#row(keyOf(item), item));
+    for (const [key, row] of this.rows) if (!rows.has(key)) row.remove();
     let before = null;
-    for (const item of items) {
-      const key = keyOf(item);
-      const row = this.#row(key, item);
-      rows.set(key, row);
+    for (const row of rows.values()) {
       const next = before ? before.nextSibling : this.body.firstChild;
       if (row !== next) this.body.insertBefore(row, next);
       before = row;
     }
-    while (before ? before.nextSibling : this.body.firstChild) (before ? before.nextSibling : this.body.firstChild).remove();
     this.items = items;
     this.rows = rows;
     this.picked = new Set([...this.picked].filter((key) => rows.has(key)));
     if (!rows.has(this.at)) this.at = items.length ? keyOf(items[Math.min(Math.max(place, 0), items.length - 1)]) : "";
     this.node.setAttribute("aria-rowcount", total + 1);
     this.#mark();
-    if (focused && !focused.isConnected) this.rows.get(this.at)?.focus();
+    if (active && document.activeElement !== active) (active.isConnected ? active : this.rows.get(this.at))?.focus({ preventScroll: true });
   }
 
   get selection() {

@@ -211,7 +211,7 @@ function draw() {
 function paint() {
   const shown = queue.filter((each) => each.state !== "dropped");
   if (!shown.length) {
-    tray?.remove();
+    tray?.node.remove();
     tray = null;
     return;
   }
@@ -241,7 +241,7 @@ function make() {
   });
   const node = h("aside", { class: "tray", "aria-labelledby": "tray-title" }, h("header", {}, title, fold, away), whole, rows);
   document.body.append(node);
-  return Object.assign(node, { title, whole, rows });
+  return { node, title, whole, rows };
 }
 
 function row(each) {
