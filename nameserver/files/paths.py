@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import mimetypes
+import os
 import re
 from collections.abc import Collection
 from typing import Final, NamedTuple
@@ -107,7 +108,12 @@ def raw_of(name: bytes) -> str | None:
 
 def type_of(name: bytes) -> str:
     """Return the media type that a name's ending suggests."""
-    guessed, packed = _types().guess_type("/" + text_of(name).replace(":", "_"))
+    return _type_of_ending(os.path.splitext(name)[1])
+
+
+@functools.lru_cache(maxsize=1024)
+def _type_of_ending(ending: bytes) -> str:
+    guessed, packed = _types().guess_type("/x" + text_of(ending).replace(":", "_"))
     return UNKNOWN_TYPE if guessed is None or packed else guessed
 
 
