@@ -35,12 +35,17 @@ class Listener:
     """A standard client; remembers what it was told, in order."""
 
     def __init__(
-        self, url: str, token: str = "", transports: tuple[str, ...] = ("websocket",), **how: Any
+        self,
+        url: str,
+        token: str = "",
+        transports: tuple[str, ...] = ("websocket",),
+        client: Json | None = None,
+        **how: Any,
     ) -> None:
         self.got: list[tuple[str, Json]] = []
         self.refused: Any = None
         self.has_ended = threading.Event()
-        self.io = socketio.Client(reconnection=False, handle_sigint=False)
+        self.io = socketio.Client(reconnection=False, handle_sigint=False, **(client or {}))
         self.io.on("*", lambda name, form: self.got.append((name, form)))
         self.io.on("connect_error", self._refuse)
         self.io.on("disconnect", lambda *_: self.has_ended.set())
