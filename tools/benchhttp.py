@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 import blake3
@@ -91,8 +91,19 @@ class Load:
 # ---------------------------------------------------------------- one large file
 
 
-def transfer(server: Server, size: int, folder: Path) -> tuple[float, float]:
-    """Send a file of random bytes and fetch it again; return (MB/s up, MB/s down)."""
+class Moved(NamedTuple):
+    """One direction: how fast, and the nameserver's CPU time for each MB."""
+
+    mb_s: float
+    cpu_ms: float
+
+    def __str__(self) -> str:
+        cpu = f" ({self.cpu_ms:.1f} ms of CPU a MB)" if self.cpu_ms else ""
+        return f"{self.mb_s:.0f} MB/s{cpu}"
+
+
+def transfer(server: Server, size: int, folder: Path) -> tuple[Moved, Moved]:
+    """Send a file of random bytes and fetch it again; return (up, down)."""
     if not shutil.which("curl"):
         raise EverfoldError(Kind.UNSUPPORTED, "curl is needed to send a large file")
     sent, got = folder / "sent", folder / "got"
@@ -101,11 +112,11 @@ def transfer(server: Server, size: int, folder: Path) -> tuple[float, float]:
             file.write(os.urandom(1 << 20))
     size = sent.stat().st_size
     name = f"bench-http-{os.getpid()}.bin"
-    up_s, told = _curl(server, "-F", f"file=@{sent};filename={name}", f"{server.url}/upload")
+    up, told = _curl(server, size, "-F", f"file=@{sent};filename={name}", f"{server.url}/upload")
     number = json.loads(told)["file"]["file_id"]
     try:
         path = f"/download/{quote(number, safe='')}"
-        down_s, _ = _curl(server, "-o", str(got), server.url + path)
+        down, _ = _curl(server, size, "-o", str(got), server.url + path)
         if _digest(sent) != _digest(got):
             raise EverfoldError(Kind.CORRUPT, "what came down is not what went up", name)
     finally:
@@ -113,17 +124,17 @@ def transfer(server: Server, size: int, folder: Path) -> tuple[float, float]:
             api.call("DELETE", f"/files/{quote(number, safe='')}")
         sent.unlink()
         got.unlink(missing_ok=True)
-    return size / 1e6 / up_s, size / 1e6 / down_s
+    return up, down
 
 
-def _curl(server: Server, *words: str) -> tuple[float, bytes]:
+def _curl(server: Server, size: int, *words: str) -> tuple[Moved, bytes]:
     line = ["curl", "-sS", "--fail-with-body", "-H", f"Authorization: Bearer {server.token}"]
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), server.cpu_s()
     done = subprocess.run([*line, *words], capture_output=True, timeout=TRANSFER_S)
-    took = time.perf_counter() - began
+    took, cpu = time.perf_counter() - began, server.cpu_s() - cpu
     if done.returncode:
         raise EverfoldError(Kind.INTERNAL, (done.stderr + done.stdout).decode(errors="replace"))
-    return took, done.stdout
+    return Moved(size / 1e6 / took, cpu * 1000 / (size / 1e6)), done.stdout
 
 
 def _digest(path: Path) -> bytes:
@@ -282,9 +293,7 @@ def show(what: str, load: Load) -> None:
 def measure(server: Server, args: argparse.Namespace, folder: Path) -> bool:
     """Measure and print; False when a request failed."""
     up, down = transfer(server, args.size, folder)
-    print(
-        f"{'one file of ' + command.size_text(args.size):28} up {up:.0f} MB/s, down {down:.0f} MB/s"
-    )
+    print(f"{'one file of ' + command.size_text(args.size):28} up {up}, down {down}")
     paths = make_files(server)
     ask(server, paths, args.rate, min(2.0, args.seconds))  # warm
     loads = [ask(server, paths, args.rate, args.seconds)]
