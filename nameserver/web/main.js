@@ -2,7 +2,7 @@
 // `show(place, where, ended)`: it fills `place`, and stops what it began when `ended` fires.
 import { session, signOut, whoAmI, get, words } from "./api.js";
 import { attempt, button, failed, loading, menu, open, toast, tool } from "./dialog.js";
-import { fill, h, hear, memory, put, settled } from "./dom.js";
+import { fill, h, hear, memory, put, settled, tell } from "./dom.js";
 import { size } from "./format.js";
 import { icon } from "./icons.js";
 import { follow, leave } from "./live.js";
@@ -185,6 +185,14 @@ async function findTeams() {
 window.addEventListener("hashchange", () => {
   document.querySelectorAll("dialog[open]").forEach((each) => each.close());
   show();
+});
+// In another tab somebody else may have signed in meanwhile: the cookie is shared, this page is not.
+document.addEventListener("visibilitychange", async () => {
+  if (!frame || document.hidden) return;
+  const before = session.user?.id;
+  const now = await whoAmI().catch(() => session);
+  if (!now.user) tell("signed-out");
+  else if (now.user.id !== before) location.reload();
 });
 hear("changed", settled(800, measure));
 hear("signed-out", async () => {

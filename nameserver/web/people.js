@@ -1,10 +1,9 @@
 // One's own things: the devices that are let in, and the account.
-import { get, remove, session, set, signIn } from "./api.js";
+import { get, remove, session, set } from "./api.js";
 import { attempt, button, confirm, empty, field, form, loading, toast } from "./dialog.js";
 import { h, hear, put, settled } from "./dom.js";
 import { count, time, visible } from "./format.js";
 import { icon } from "./icons.js";
-import { follow } from "./live.js";
 
 export const show = (place, where, ended) => (where.view === "devices" ? devices : account)(place, ended);
 
@@ -58,9 +57,8 @@ async function account(place, ended) {
         fields: [field("Current password", old), field("New password", fresh, "At least 8 characters. All else that is signed in, mounts too, must sign in again.")],
         verb: "Change password",
         submit: async () => {
-          await set("/api/auth/profile", { current_password: old.value, new_password: fresh.value });
-          await signIn(user.username, fresh.value, false);
-          follow();
+          const told = await set("/api/auth/profile", { current_password: old.value, new_password: fresh.value });
+          session.csrf = told.csrf ?? session.csrf; // the old session ended with the old password
           old.value = fresh.value = "";
           toast("The password is changed.");
         },
