@@ -20,6 +20,7 @@ from nameserver.db import Cx
 from nameserver.tree import checks
 from nameserver.tree.pending import Pending
 from nameserver.tree.rows import INODE_COLUMNS, VERSION_COLUMNS, EntryRow, Inode, Slot, VersionRow
+from nameserver.tree.swaps import Swap, lost
 
 _INODE: Final = (
     f"SELECT born, {INODE_COLUMNS} FROM inode INDEXED BY inode_now"
@@ -87,6 +88,7 @@ class Batch:
         self.size_max = 0  # set by the tree: the largest file
         self.sound: set[int] = set()  # ids of operations that were looked at before
         self.live_bytes = self.history_bytes = self.inodes = 0  # by how much they change
+        self._swaps: dict[int, list[Swap]] = {}  # of the commit being written
         self._quota_left = state.quota_left
         self._inodes: dict[int, Inode | None] = {}
         self._slots: dict[tuple[int, bytes], Slot] = {}
@@ -233,11 +235,22 @@ class Batch:
         if left is not None and growth > 0 and growth > left:
             raise EverfoldError(Kind.QUOTA, "the quota is used up")
 
+    def swapped(self, ino: int, swap: Swap) -> None:
+        """Note that bytes of a file took the place of others, in the commit being written."""
+        self._swaps.setdefault(ino, []).append(swap)
+
+    def _add_history(self) -> None:
+        """Add up what the commit being written leaves to history of the files it changed."""
+        for swaps in self._swaps.values():
+            self.history_bytes += lost(swaps, self.seq)
+        self._swaps.clear()
+
     # ------------------------------------------------------------ time
 
     def next_seq(self) -> None:
         """Close the commit that is being written and go on with the next number."""
         self._log()
+        self._add_history()
         self._named.clear()
         self.seq += 1
         self.at_ns += 1
@@ -351,6 +364,7 @@ class Batch:
 
     def finish(self) -> Seq:
         """Write everything; return the commit number that the space has then."""
+        self._add_history()
         if self._changes:
             self._log()
         else:

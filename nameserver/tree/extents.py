@@ -16,6 +16,7 @@ from everfold.model import BLOCK_MAX, SIZE_MAX, BlockId, Extent
 from nameserver.db import Cx, Row
 from nameserver.tree.batch import Batch
 from nameserver.tree.rows import Inode
+from nameserver.tree.swaps import Swap
 
 _LIVE: Final = (
     "SELECT off, length, block, block_offset, born FROM extent INDEXED BY extent_now"
@@ -37,14 +38,6 @@ class Patch(NamedTuple):
     extents: list[Extent]
     holes: list[tuple[int, int]]
     cut: int | None
-
-
-class Swap(NamedTuple):
-    """What takes a patch from the extents that are there to those that shall be."""
-
-    closed: list[tuple[int, int, int]]  # offset, born, length
-    opened: list[Piece[BlockId]]
-    kept: int  # bytes of `opened` that are remnants of `closed`
 
 
 def at(
@@ -93,7 +86,7 @@ def lay(pieces: PieceMap[BlockId], patch: Patch) -> None:
 def swap(batch: Batch, inode: Inode, patch: Patch) -> Swap:
     """Work out what `patch` changes; changes nothing yet."""
     if not inode.allocated:
-        return Swap([], _fresh(patch), 0)
+        return Swap([], _fresh(patch))
     if batch.pending.has_extents_of(inode.ino):
         batch.pending.flush()
     rows = _touched(batch, inode, patch)
@@ -101,9 +94,8 @@ def swap(batch: Batch, inode: Inode, patch: Patch) -> Swap:
     after = PieceMap.of_sorted(before)
     lay(after, patch)
     stay = set(after).intersection(before)
-    closed = [(row[0], row[4], row[1]) for row in rows if row[:4] not in stay]
-    opened = [piece for piece in after if piece not in stay]
-    return Swap(closed, opened, _remnants([old for old in before if old not in stay], opened))
+    closed = [(old, row[4]) for old, row in zip(before, rows, strict=True) if old not in stay]
+    return Swap(closed, [piece for piece in after if piece not in stay])
 
 
 def _fresh(patch: Patch) -> list[Piece[BlockId]]:
@@ -118,17 +110,15 @@ def _fresh(patch: Patch) -> list[Piece[BlockId]]:
 def apply(batch: Batch, inode: Inode, change: Swap) -> None:
     """Write what `swap` worked out, as of the commit that is being written."""
     seq, pending = batch.seq, batch.pending
-    gone = past = came = 0
-    for offset, born, length in change.closed:
-        pending.close_extent(inode.ino, offset, born, seq)
-        gone += length
-        if born != seq:
-            past += length
+    gone = came = 0
+    for piece, born in change.closed:
+        pending.close_extent(inode.ino, piece.offset, born, seq)
+        gone += piece.length
     for piece in change.opened:
         pending.open_extent(inode.ino, piece.offset, seq, None, _stored(piece))
         came += piece.length
     inode.allocated += came - gone
-    batch.history_bytes += max(0, past - change.kept)
+    batch.swapped(inode.ino, change)
 
 
 def keep_hidden(batch: Batch, ino: int, pieces: Iterable[Piece[BlockId]]) -> None:
@@ -139,18 +129,6 @@ def keep_hidden(batch: Batch, ino: int, pieces: Iterable[Piece[BlockId]]) -> Non
 
 def _stored(piece: Piece[BlockId]) -> tuple[int, bytes, int]:
     return piece.length, piece.source, piece.at
-
-
-def _remnants(closed: list[Piece[BlockId]], opened: Iterable[Piece[BlockId]]) -> int:
-    """Return how many bytes of `opened` were there before, at the same place."""
-    old, same = PieceMap.of_sorted(closed), 0
-    blocks = {piece.source for piece in closed}
-    for piece in opened:
-        if piece.source in blocks:  # mostly not: the blocks of a write are new
-            for part in old.slices(piece.offset, piece.length):
-                if part.source == piece.source and part.at - piece.at == part.offset - piece.offset:
-                    same += part.length
-    return same
 
 
 def _touched(batch: Batch, inode: Inode, patch: Patch) -> list[Row]:

@@ -143,7 +143,7 @@ class Desk:
             self.beat()
             self.service.driver.tick()
 
-    def run_fsck(self) -> dict[str, Any]:
+    def run_fsck(self, is_repairing: bool = False) -> dict[str, Any]:
         """Run fsck, while the nodes go on beating."""
         ended = threading.Event()
 
@@ -155,7 +155,7 @@ class Desk:
         beating = threading.Thread(target=beat)
         beating.start()
         try:
-            return self.service.fsck.run()
+            return self.service.fsck.run(is_repairing=is_repairing)
         finally:
             ended.set()
             beating.join()
