@@ -150,7 +150,7 @@ _UPLOADS: Final = (
         (
             DEVICE,
             Param(
-                "Upload-Offset", {"type": "integer", "minimum": 0, "maximum": SIZE_MAX},
+                "Upload-Offset", {"type": "string", "pattern": "^[0-9]{1,19}$"},
                 "how many bytes came before", "header", is_required=True,
             ),
         ),
