@@ -7,6 +7,7 @@
 #   make bench-scale                                               what an operation costs up to 2 million inodes
 #   make bench-live                                                how soon Socket.IO clients hear of a save
 #   make bench-http [ARGS="--quick"]                               the HTTP API, alone and beside a folder at work
+#   make fuzz [EXAMPLES=100]                                       schemathesis against the HTTP API
 #   make soak                                                      the long tests
 #   make clean                                                     remove .venv and caches, never data
 
@@ -15,12 +16,13 @@ MOUNT ?= ./Everfold
 DATA ?= ./.everfold
 PORT ?= 5000
 ARGS ?=
+EXAMPLES ?= 100
 JOBS ?= 2
 
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: run test check bench bench-scale bench-live soak clean
+.PHONY: run test check bench bench-scale bench-live fuzz soak clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -45,6 +47,9 @@ bench-live: $(READY)
 
 bench-http: $(READY)
 	$(PY) -m tools.benchhttp $(ARGS)
+
+fuzz: $(READY)
+	FUZZ_EXAMPLES=$(EXAMPLES) $(PY) -m pytest -s --timeout 10000 tests/t4_fuzz.py
 
 soak: $(READY)
 	$(PY) -m pytest -m soak $(ARGS)

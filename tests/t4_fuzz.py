@@ -25,7 +25,7 @@ from tests.harness.browser import Browser
 from tests.harness.cluster import ROOT, environment
 from tests.harness.inprocess import CALM, PASSWORD, InProcessCluster
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "2"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1"))
 SEED = os.environ.get("FUZZ_SEED", "20261122")
 OPEN = replace(
     CALM,

@@ -16,7 +16,10 @@ def fields() -> Json:
     """Return the request's JSON object; INVALID when it is anything else."""
     if (request.content_length or 0) > BODY_MAX:
         raise EverfoldError(Kind.TOO_LARGE, f"a request has at most {BODY_MAX} bytes")
-    form = request.get_json(force=True, silent=True)
+    try:
+        form = request.get_json(force=True, silent=True)
+    except RecursionError:  # brackets within brackets, deeper than Python reads
+        form = None
     if not isinstance(form, dict):
         raise EverfoldError(Kind.INVALID, "the body is not a JSON object")
     return form

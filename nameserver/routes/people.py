@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response, jsonify, request
 
 from everfold.errors import EverfoldError, Kind
+from nameserver import passwords
 from nameserver.gate import Identity
 from nameserver.routes.auth import COOKIE, Guard, set_cookie
 from nameserver.routes.forms import Json, fields, first, text
@@ -39,16 +40,19 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
     @guard.login
     def update() -> Response:
         form = fields()
-        who = guard.who
+        who, email = guard.who, text(form, "email", "")
+        old, new = text(form, "current_password", ""), first(form, "new_password", "password")
         user = service.accounts.get(who.name)
+        if form.keys() & {"password", "new_password"}:  # looked at before anything is changed
+            passwords.check_choice(new)
+            service.accounts.login(
+                user.name, old or text(form, "current_password"), request.remote_addr or ""
+            )
         if "email" in form:
-            user = service.accounts.set_email(user, text(form, "email", ""))
-        if "password" not in form and "new_password" not in form:
+            user = service.accounts.set_email(user, email)
+        if not new:
             return jsonify(user=user.to_json())
-        name = "new_password" if "new_password" in form else "password"
-        old = text(form, "current_password")
-        service.accounts.login(user.name, old, request.remote_addr or "")
-        service.accounts.set_password(user.name, text(form, name), user.name)
+        service.accounts.set_password(user.name, new, user.name)
         return _go_on(service, guard, who)
 
     @people.post("/logout")
