@@ -107,7 +107,6 @@ def _serve(
         grace_s=GRACE_S,
         on_ready=ready,
         stopping=service.stop,
-        thread_ends=lambda: _let_go(service.db),
         tls=certificate,
     )
     service.db.close()
@@ -142,12 +141,6 @@ def make_service(data: Path, settings: config.Settings) -> Service:
     if settings.ca_file:
         tls.client_context(settings.ca_file)  # a file of no use is refused at the start
     return Service(db, SystemClock(), policy, secretfile.load(data, given), connect)
-
-
-def _let_go(db: Database) -> None:
-    """Close the database connection of a thread that ends (PostgreSQL's are a thread's own)."""
-    if not db.peewee.is_closed():
-        db.peewee.close()
 
 
 def _write_ready(path: Path, url: str, admin: FirstAdmin | None, workers: Sequence[int]) -> None:

@@ -1,11 +1,10 @@
 """The database seam: transactions and prepared SQL, the same on SQLite and PostgreSQL.
 
-peewee owns the connections and the schema; hot statements are plain SQL with ``?`` marks,
-run through `Cx` (a lookup through the ORM was measured at 270-310 us, the same statement
-prepared at 6-9 us). SQLite: WAL, synchronous=FULL (a commit that was answered survives a
-power cut), one connection that writes, a few that read. PostgreSQL: a connection a thread, reads
-run REPEATABLE READ, so that an answer and its `seq` are of one moment; writers lock their
-space's row.
+peewee owns the schema; hot statements are plain SQL with ``?`` marks, run through `Cx` (a lookup
+through the ORM was measured at 270-310 us, the same statement prepared at 6-9 us). SQLite: WAL,
+synchronous=FULL (a commit that was answered survives a power cut), one connection that writes, a
+few that read. PostgreSQL: a few (`nameserver.pool`), reads run REPEATABLE READ, so that an answer
+and its `seq` are of one moment; writers lock their space's row.
 
 SQLite's planner, without statistics, takes a primary key's short prefix for better than a
 partial index: hot statements say ``INDEXED BY``, which is taken out for PostgreSQL. That, on
@@ -36,6 +35,7 @@ from everfold.durations import Durations
 from everfold.errors import EverfoldError, Kind
 from nameserver import models
 from nameserver.checkpoints import Checkpointer
+from nameserver.pool import Pool
 
 Row = tuple[Any, ...]
 _BUSY_TIMEOUT_MS = 10_000
@@ -117,6 +117,7 @@ class Database:
         self.peewee = _open_postgres(url) if self.is_postgres else _open_sqlite(url)
         self.tables: SimpleNamespace = models.tables(self.peewee)
         self._lines = None if self.is_postgres else _Lines(self.peewee.database)
+        self._pool = Pool(url) if self.is_postgres else None
         with self.peewee.connection_context(), self._alone():
             models.create(self.peewee, self.tables)
 
@@ -142,38 +143,35 @@ class Database:
 
     def write(self) -> AbstractContextManager[Cx]:
         """Run a transaction that writes; committed (durably) on leaving, rolled back on error."""
-        return self._postgres("BEGIN") if self._lines is None else _Writing(self._lines)
+        if self._lines is not None:
+            return _Writing(self._lines)
+        assert self._pool is not None
+        return self._postgres(self._pool, "BEGIN")
 
     def read(self) -> AbstractContextManager[Cx]:
         """Run queries that all see one moment."""
-        if self._lines is None:
-            return self._postgres("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        return _Reading(self._lines)
+        if self._lines is not None:
+            return _Reading(self._lines)
+        assert self._pool is not None
+        return self._postgres(self._pool, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
     @contextlib.contextmanager
-    def _postgres(self, begin: str) -> Iterator[Cx]:
-        """Run a transaction on this thread's connection (opened on first use and kept)."""
+    def _postgres(self, pool: Pool, begin: str) -> Iterator[Cx]:
+        """Run a transaction on a connection that no other thread uses meanwhile."""
         try:
-            self.peewee.connect(reuse_if_open=True)
-            connection = self.peewee.connection()  # type: ignore[no-untyped-call]
-            connection.execute(begin)
+            connection = pool.begin(begin)
             try:
                 yield Cx(connection.cursor(), is_postgres=True)
                 connection.execute("COMMIT")
             except BaseException:
-                self._roll_back(connection)
+                with contextlib.suppress(*_LOST):  # then it is not used again
+                    connection.execute("ROLLBACK")
                 raise
+            finally:
+                pool.give_back(connection)
         except (*_LOST, *_IMPOSSIBLE) as err:
-            if isinstance(err, _LOST):
-                self.peewee.close()
             _raise_translated(err)
             raise
-
-    def _roll_back(self, connection: Any) -> None:
-        try:
-            connection.execute("ROLLBACK")
-        except _LOST:
-            self.peewee.close()  # a connection in an unknown state is never used again
 
     def prepare_to_serve(self) -> None:
         """Spare the commits of a server what SQLite's log costs by itself; until `close`.
@@ -191,9 +189,11 @@ class Database:
             self.peewee.close()
 
     def close(self) -> None:
-        """Close this thread's connection, and those that no thread uses."""
+        """Close the connections that nobody uses; others may be opened again."""
         if self._lines is not None:
             self._lines.close()
+        if self._pool is not None:
+            self._pool.close()
         if not self.peewee.is_closed():
             self.peewee.close()
 
