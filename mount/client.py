@@ -196,7 +196,8 @@ class Client:
         """Send what is left and let go; False when something stays in the journal."""
         is_drained = self.drain()
         if not is_drained:
-            log.warning("%d changes stay in the journal", self._shipper.backlog[0])
+            unsent = self._journal.next_number - 1 - self._journal.trimmed
+            log.warning("%d changes stay in the journal", unsent)
             self._shipper.make_durable()
         self.vfs.close()
         if is_drained:

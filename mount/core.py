@@ -414,7 +414,7 @@ class Core(Knowledge):
 
     def _settle_refused(self, content: Content, item: Change, result: wire.Result) -> None:
         record, kind = item.record, Kind(result.kind)
-        if kind is not Kind.NOT_FOUND:
+        if kind is not Kind.NOT_FOUND or self.shipper.broken is not None:
             content.error = EverfoldError(kind, result.message)
             if self.shipper.broken is not None:
                 return  # the journal keeps it, and the next mount sends it
