@@ -15,7 +15,7 @@ from everfold.fileslice import FileSlice
 from everfold.model import BlockId, Node, NodeId, SpaceId
 from everfold.services import NameService
 from mount import patience
-from mount.blockcache import BlockCache
+from mount.blockcache import BlockCache, part_of
 from mount.express import Block
 from mount.fetching import Fetcher, FetchTiming
 from mount.nodes import BlockClient, Nodes
@@ -46,7 +46,7 @@ class BlockIO:
 
     # ------------------------------------------------------------------ reading
 
-    def read(self, block: BlockId, offset: int, length: int) -> bytes:
+    def read(self, block: BlockId, offset: int, length: int) -> bytes | memoryview:
         """Return exactly ``[offset, offset + length)`` of a block.
 
         From memory or this machine's disk, else the whole block is fetched, checked and kept
@@ -57,20 +57,23 @@ class BlockIO:
         part = self.cache.read(self._space, block, offset, length)
         if part is None:
             patience.require()
-            part = self._fetcher.fetch(block)[offset : offset + length]
+            part = part_of(self._fetcher.fetch(block), offset, length)
         if len(part) != length:
             raise EverfoldError(
                 Kind.CORRUPT, f"the block ends before {offset} + {length}", block.hex()
             )
         return part
 
-    def prefetch(self, blocks: Iterable[BlockId | tuple[BlockId, int]]) -> None:
+    def prefetch(
+        self, blocks: Iterable[BlockId | tuple[BlockId, int]], is_passing: bool = False
+    ) -> None:
         """Start fetching blocks that are not here; returns at once, fails silently.
 
         A block may come with its size (or a good guess): small ones are then fetched many to
-        a request.
+        a request. What is only passing through is not kept on this machine's disk.
         """
-        self._fetcher.prefetch(item if isinstance(item, tuple) else (item, 0) for item in blocks)
+        sized = (item if isinstance(item, tuple) else (item, 0) for item in blocks)
+        self._fetcher.prefetch(sized, is_passing)
 
     # ------------------------------------------------------------------ writing
 

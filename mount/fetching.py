@@ -75,8 +75,8 @@ class Fetcher:
 
     # ------------------------------------------------------------------ one block
 
-    def fetch(self, block: BlockId) -> bytes:
-        """Return a block's bytes, checked, and put them into the cache.
+    def fetch(self, block: BlockId, is_passing: bool = False) -> bytes:
+        """Return a block's bytes, checked, and put them into the cache (passing: in memory only).
 
         MISSING when no node has it, UNAVAILABLE when those that may have it cannot be reached.
         """
@@ -92,7 +92,7 @@ class Fetcher:
                 flying = self._flying.get(block)
                 mine = None if flying else self._take_off(block)
             if mine is not None:
-                return self._fly(block, mine, ends)
+                return self._fly(block, mine, ends, is_passing)
             assert flying is not None
             try:
                 return flying.result(max(0.0, ends - time.monotonic()))
@@ -117,20 +117,20 @@ class Fetcher:
         else:
             future.set_result(outcome)
 
-    def _fly(self, block: BlockId, mine: Future[bytes], ends: float) -> bytes:
-        is_new = False
+    def _fly(self, block: BlockId, mine: Future[bytes], ends: float, is_passing: bool) -> bytes:
+        is_new = is_kept = False
         try:
             data = None
             if self._cache.has(self._space, block):  # another fetch may just have landed
                 data = self._cache.get(self._space, block)
             if data is None:
                 data, is_new = self._race(block, ends), True
-                self._cache.remember(self._space, block, data)
+                is_kept = self._cache.remember(self._space, block, data, is_passing)
         except BaseException as err:
             self._land(block, mine, err)
             raise
         self._land(block, mine, data)  # who waits need not wait for this machine's disk
-        if is_new:
+        if is_new and not (is_passing and is_kept):
             self._cache.put(self._space, block, data)
         return data
 
@@ -241,7 +241,7 @@ class Fetcher:
 
     # ------------------------------------------------------------------ many blocks
 
-    def prefetch(self, blocks: Iterable[tuple[BlockId, int]]) -> None:
+    def prefetch(self, blocks: Iterable[tuple[BlockId, int]], is_passing: bool = False) -> None:
         """Start fetching what is not here, or reading it from this machine's disk.
 
         Sizes are hints, 0 means unknown.
@@ -270,21 +270,21 @@ class Fetcher:
             if small:
                 self._ahead.submit(self._spread, small)
             if large:
-                self._ahead.submit(self._spread_large, large)
+                self._ahead.submit(self._spread_large, large, is_passing)
             if near:
                 self._ahead.submit(self._cache.will_need, self._space, near)
         except RuntimeError:
             _log.info("nothing is prefetched any more: the mount is ending")
             self._give_up(small)
 
-    def _spread_large(self, blocks: list[BlockId]) -> None:
+    def _spread_large(self, blocks: list[BlockId], is_passing: bool) -> None:
         """Locate large blocks that have no known place, then fetch each for itself."""
         try:
             self._locate_unknown(blocks)
         finally:
             for block in blocks:
                 try:
-                    self._ahead.submit(self._fetch_ahead, block)
+                    self._ahead.submit(self._fetch_ahead, block, is_passing)
                 except RuntimeError:  # the mount is ending
                     self._queued.discard(block)
 
@@ -296,10 +296,10 @@ class Fetcher:
             except EverfoldError as err:
                 _log.info("prefetch: %s", err)
 
-    def _fetch_ahead(self, block: BlockId) -> None:
+    def _fetch_ahead(self, block: BlockId, is_passing: bool) -> None:
         try:
             if not self._cache.has(self._space, block):
-                self.fetch(block)
+                self.fetch(block, is_passing)
         except EverfoldError as err:
             _log.info("prefetch: %s", err)
         finally:

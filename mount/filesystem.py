@@ -212,6 +212,6 @@ class KernelCache(Protocol):
         """A name was deleted elsewhere: drop it even if it is in use, tell inotify."""
         ...
 
-    def store(self, ino: Ino, offset: int, data: bytes) -> None:
+    def store(self, ino: Ino, offset: int, data: bytes | memoryview) -> None:
         """Put bytes into the page cache of a file, replacing what is there."""
         ...

@@ -100,7 +100,7 @@ class NoCache:
     def entry_deleted(self, parent: Ino, ino: Ino, name: bytes) -> None:
         """Names expire at once."""
 
-    def store(self, ino: Ino, offset: int, data: bytes) -> None:
+    def store(self, ino: Ino, offset: int, data: bytes | memoryview) -> None:
         """It reads what it wants."""
 
 

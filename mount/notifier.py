@@ -58,7 +58,9 @@ class Notifier:
         if self._cache is not None:
             self._queue.put((self._cache.entry_deleted, (parent, ino, name)))
 
-    def store(self, ino: int, offset: int, data: bytes, done: Callable[[], None]) -> None:
+    def store(
+        self, ino: int, offset: int, data: bytes | memoryview, done: Callable[[], None]
+    ) -> None:
         """Queue `KernelCache.store`; `done` is called when it is over, whatever came of it."""
         cache = self._cache
 

@@ -18,6 +18,8 @@ from mount.pushes import Pushes
 from mount.staging import Place
 
 READ_AHEAD_MAX = 8 * BLOCK_MAX
+_STREAM_ENDS_S = 5.0  # without a read, after which another file may be streamed
+_PASSING_SHARE = 8  # of the disk cache: larger files are not kept there when streamed
 
 
 class Reading:
@@ -27,6 +29,7 @@ class Reading:
         self._core = core
         self._pushes = Pushes(core)
         self._neighbours = Neighbours(core)
+        self._streaming, self._streamed = 0, 0.0  # id of a handle; when it wanted more, monotonic
 
     def read(self, handle: Handle, offset: int, size: int) -> bytes | memoryview:
         """Return bytes at `offset`, short only at the end of the file."""
@@ -123,8 +126,25 @@ class Reading:
         handle.ahead = end + handle.window
         if wanted:
             self._core.blocks.prefetch(
-                [(piece.source, piece.at + piece.length) for piece in wanted]
+                [(piece.source, piece.at + piece.length) for piece in wanted],
+                self._is_passing(handle, content.size),
             )
+
+    def _is_passing(self, handle: Handle, size: int) -> bool:
+        """Tell whether what a reader wants next is not worth this machine's disk.
+
+        Read through, a file that would take much of the cache pushes out what is there, and to
+        write it costs a fifth of the mount's processor time. One reader at a time: memory has
+        room for the windows of two.
+        """
+        limit = self._core.blocks.cache.disk_limit
+        if handle.window < READ_AHEAD_MAX or size <= limit // _PASSING_SHARE:
+            return False
+        now = self._core.clock.monotonic()
+        if self._streaming != id(handle) and now < self._streamed + _STREAM_ENDS_S:
+            return False
+        self._streaming, self._streamed = id(handle), now
+        return True
 
 
 def _committed(

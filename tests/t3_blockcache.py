@@ -343,3 +343,18 @@ def test_a_cache_that_was_cleared_has_nothing_and_counts_nothing(tmp_path: Path)
     cache.put(SPACE, *blocks[1])
     assert cache.get(SPACE, blocks[1][0]) == blocks[1][1]
     cache.close()
+
+
+def test_what_only_passes_through_makes_room_without_going_to_disk(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path, disk_bytes=64 * MIB, memory_bytes=4 * MIB)
+    blocks = [block_of(mark, MIB // 2) for mark in range(20)]
+    for block, data in blocks:
+        assert cache.remember(SPACE, block, data, is_passing=True)
+        assert cache.read(SPACE, block, 0, MIB) == data
+    assert on_disk(tmp_path) == {}
+    assert not cache.has(SPACE, blocks[0][0])
+    cache.put(SPACE, *blocks[-1])  # somebody wants it for good
+    cache.close()
+
+    assert list(on_disk(tmp_path).values()) == [MIB // 2]
+    assert not cache.remember(SPACE, *block_of(99, 2 * MIB), is_passing=True)  # too large

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from everfold.model import BLOCK_MAX, SMALL_BLOCK
-from mount import patience
+from mount import patience, reading
 from mount.client import Client
 from tests.harness.world import World, find, save
 
@@ -76,3 +76,29 @@ def test_a_read_that_is_run_again_does_not_disturb_the_read_ahead(tmp_path: Path
         assert max(windows) > BLOCK_MAX
         assert not handle.waiting
         assert handle.misses == 0
+
+
+def test_a_stream_that_would_take_much_of_the_cache_only_passes_through(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(client, "f", os.urandom(6 * BLOCK_MAX))
+    client.vfs.syncfs()
+    monkeypatch.setattr(reading, "READ_AHEAD_MAX", 2 * BLOCK_MAX)
+    asked: list[bool] = []
+    blocks = client.core.blocks
+    monkeypatch.setattr(blocks, "prefetch", lambda wanted, is_passing: asked.append(is_passing))
+
+    def read_through(fhs: list[int]) -> list[bool]:
+        asked.clear()
+        for at in range(0, 6 * BLOCK_MAX, 1 << 20):
+            for fh in fhs:
+                client.vfs.read(fh, at, 1 << 20)
+        return list(asked)
+
+    ino = find(client, "f").ino
+    assert not any(read_through([client.vfs.open(ino, os.O_RDONLY).fh]))  # it is small enough
+    monkeypatch.setattr(reading, "_PASSING_SHARE", 256)
+    alone = read_through([client.vfs.open(ino, os.O_RDONLY).fh])
+    assert (alone[0], alone[-1]) == (False, True)  # once it is a stream
+    together = read_through([client.vfs.open(ino, os.O_RDONLY).fh for _ in range(2)])
+    assert not any(together)  # the last one was there a moment ago

@@ -71,7 +71,7 @@ class Notifier:
         # what they are it must ask.
         self.forget_attr(ino)
 
-    def store(self, ino: Ino, offset: int, data: bytes) -> None:
+    def store(self, ino: Ino, offset: int, data: bytes | memoryview) -> None:
         """Put bytes into the page cache of a file, replacing what is there.
 
         Waits for requests that concern the same pages. Whoever calls sees to it that the file
@@ -79,7 +79,7 @@ class Notifier:
         """
         self._tell(Notify.STORE, abi.NOTIFY_STORE.pack(ino, offset, len(data), 0), data)
 
-    def _tell(self, code: Notify, body: bytes, data: bytes = b"") -> bool:
+    def _tell(self, code: Notify, body: bytes, data: bytes | memoryview = b"") -> bool:
         length = abi.OUT_HEADER.size + len(body) + len(data)
         message = abi.OUT_HEADER.pack(length, code, 0) + body
         try:
