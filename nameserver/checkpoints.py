@@ -15,6 +15,9 @@ import sqlite3
 import threading
 from typing import Final
 
+from everfold.errors import EverfoldError
+from nameserver.turn import Turn
+
 _EVERY_S: Final = 0.5
 _LONG: Final = 8_000  # pages of log after which it is to begin anew
 _log = logging.getLogger(__name__)
@@ -23,7 +26,7 @@ _log = logging.getLogger(__name__)
 class Checkpointer:
     """One thread, from `start` to `stop`. `turn` is the lock of whoever writes."""
 
-    def __init__(self, path: str, turn: threading.Lock) -> None:
+    def __init__(self, path: str, turn: Turn) -> None:
         self._path = path
         self._turn = turn
         self._has_news = threading.Event()
@@ -52,7 +55,10 @@ class Checkpointer:
                 self._has_news.clear()
                 try:
                     self._checkpoint(connection)
-                except sqlite3.Error as err:  # the log only grows until the next turn
+                except (
+                    sqlite3.Error,
+                    EverfoldError,
+                ) as err:  # the log only grows until the next turn
                     _log.warning("the log could not be brought into the database: %s", err)
         finally:
             connection.close()

@@ -20,7 +20,6 @@ import functools
 import os
 import re
 import sqlite3
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -36,6 +35,7 @@ from everfold.errors import EverfoldError, Kind
 from nameserver import models
 from nameserver.checkpoints import Checkpointer
 from nameserver.pool import Pool
+from nameserver.turn import Turn
 
 Row = tuple[Any, ...]
 _BUSY_TIMEOUT_MS = 10_000
@@ -183,11 +183,6 @@ class Database:
         if self._lines is not None:
             self._lines.prepare_to_serve()
 
-    def let_go(self) -> None:
-        """Close this thread's connection, if there is one: on PostgreSQL."""
-        if self.is_postgres and not self.peewee.is_closed():
-            self.peewee.close()
-
     def close(self) -> None:
         """Close the connections that nobody uses; others may be opened again."""
         if self._lines is not None:
@@ -217,7 +212,7 @@ class _Lines:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._turn = threading.Lock()  # guards _writer; waiting here is fair, SQLite's loop is not
+        self._turn = Turn(path)  # guards _writer
         self._writer: _Line | None = None
         self._checkpointer: Checkpointer | None = None
         self.waited = Durations()  # for the turn
@@ -301,6 +296,7 @@ class _Lines:
             self._checkpointer = None
         with self._turn:
             self._drop_writer()
+        self._turn.close()
         while self._idle:
             with contextlib.suppress(IndexError):  # another thread took the last one
                 self._idle.pop().connection.close()
