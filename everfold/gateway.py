@@ -212,7 +212,8 @@ def answer(peer: Peer, head: Head, app: Wsgi) -> bool:
     except Exception:
         if call.has_begun or head.fields.wants_upgrade:  # what was said there, nobody knows
             raise
-        _log.exception("%s %s failed", head.method, head.target[:80])
+        path = head.target.partition("?")[0]  # a query may hold a token
+        _log.exception("%s %s failed", head.method, path[:80])
         told = refusal(EverfoldError(Kind.INTERNAL, "a defect of the server; its log tells more"))
         assert isinstance(told.body, bytes)
         fields = f"Content-Type: {told.kind}\r\nContent-Length: {len(told.body)}\r\n"

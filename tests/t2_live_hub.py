@@ -62,7 +62,7 @@ class Nameserver:
     def __init__(self, desk: Desk) -> None:
         self.desk, service = desk, desk.service
         self.hub = Hub(
-            service.db, service.clock, service.bell, service.files.events, service.gate,
+            service.clock, service.bell, service.files.events, service.gate,
             lambda name, form: json.dumps([name, form]),
         )  # fmt: skip
 

@@ -198,9 +198,8 @@ class Follower:
                     continue
                 home = guest.sights[0].space
                 teams = self._teams.get(home, guest.teams)
-                if guest.teams not in (teams, _UNKNOWN) or (
-                    len(guest.sights) > 1 and home in moved
-                ):
+                is_known = guest.teams in (teams, _UNKNOWN)
+                if not is_known or (len(guest.sights) > 1 and home in moved):
                     self._see(guest)
                 guest.teams, guest.seen_ns = teams, now_ns
 
@@ -209,7 +208,13 @@ class Follower:
 
         A team folder that is new is followed from when it was not there yet.
         """
-        sights = self._events.sights(guest.who.user)
+        try:
+            sights = self._events.sights(guest.who.user)
+        except EverfoldError as err:
+            if err.kind is not Kind.NOT_FOUND:
+                raise
+            guest.sights, guest.check_at = (), 0.0  # there is no such user any more
+            return
         for sight in sights:
             if sight.space not in guest.position:
                 place = self._events.since_time(sight.space, guest.seen_ns)

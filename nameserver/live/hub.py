@@ -13,7 +13,6 @@ from typing import Any, Final
 from everfold.errors import EverfoldError, Kind
 from everfold.model import DeviceId
 from everfold.services import Clock
-from nameserver.db import Database
 from nameserver.feed import Bell
 from nameserver.files.events import Events
 from nameserver.files.items import iso
@@ -33,9 +32,9 @@ class Hub:
     """See the module. Thread-safe; the thread runs while there are guests."""
 
     def __init__(
-        self, db: Database, clock: Clock, bell: Bell, events: Events, gate: Gate, encode: Encode
+        self, clock: Clock, bell: Bell, events: Events, gate: Gate, encode: Encode
     ) -> None:
-        self._db, self._clock, self._bell = db, clock, bell
+        self._clock, self._bell = clock, bell
         self._events, self._gate, self._encode = events, gate, encode
         self._lock = threading.Lock()  # guards all below
         self._guests: set[Guest] = set()
@@ -138,7 +137,6 @@ class Hub:
                 except Exception:  # noqa: BLE001  # a defect must not end the rest; it is logged
                     _log.exception("telling events failed")
                     ear.wait(_AGAIN_S)
-        self._db.let_go()
 
     def _ends(self) -> bool:
         with self._lock:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -40,7 +39,6 @@ _log = logging.getLogger(__name__)
 
 CLIENTS_MAX: Final = 500  # of 1,000 connections; who polls has two
 _STRANGER_S: Final = 10.0  # to show a token
-_TURNS: Final = 8  # clients that ask the database at the same time
 _LIMIT: Final = 100
 
 
@@ -68,9 +66,14 @@ class Client:
 
     def tell(self, packet: str) -> None:
         try:
+            self.send(packet)
+        except Overflow:
+            self.drop()
+
+    def send(self, packet: str) -> None:
+        """Send something; Overflow. A client that is gone is told nothing."""
+        with contextlib.suppress(engineio.exceptions.SocketIsClosedError):
             self._server.eio.send(self.sid, packet)
-        except (engineio.exceptions.EngineIOError, Overflow) as err:
-            _log.debug("a client is not told: %r", err)  # it is gone, or will be in a moment
 
     def end(self) -> None:
         self._server.disconnect(self.name)
@@ -88,7 +91,6 @@ class Sockets:
 
     def __init__(self, app: Flask, service: Service) -> None:
         self._service = service
-        self._turns = threading.BoundedSemaphore(_TURNS)
         self._clients: dict[str, Client] = {}  # each call is atomic
         self._is_over = False
         quiet = _silent()
@@ -117,8 +119,8 @@ class Sockets:
         self._relay = Relay(self._rest)
         make_id = self._engine.generate_id
         self._engine.generate_id = lambda: f"{self._relay.name}.{make_id()}"
-        service_parts = (service.db, service.clock, service.bell, service.files.events)
-        self._hub = Hub(*service_parts, service.gate, _encode)
+        events = service.files.events
+        self._hub = Hub(service.clock, service.bell, events, service.gate, _encode)
         self._answer_events()
 
     def stop(self) -> None:
@@ -183,8 +185,7 @@ class Sockets:
             return
         if client.guest is not None and not client.is_greeted:
             client.is_greeted = True
-            with self._turn():
-                client.tell(_encode("connected", self._hub.greeting(client.guest)))
+            client.tell(_encode("connected", self._hub.greeting(client.guest)))
 
     def _websocket(self, speak: Callable[[WebSocket], object]) -> WebSocket:
         engine_socket: Any = getattr(speak, "__self__")  # noqa: B009  # a bound method, says nobody
@@ -231,8 +232,7 @@ class Sockets:
         if client is None or client.guest is not None:
             raise Refused("this connection has its guest")
         try:
-            with self._turn():
-                client.guest = self._hub.enter(client, _token(auth))
+            client.guest = self._hub.enter(client, _token(auth))
         except EverfoldError as err:
             client.name = ""
             raise Refused(err.message, err.to_wire()) from err
@@ -254,8 +254,7 @@ class Sockets:
                     raise EverfoldError(Kind.UNAUTHENTICATED, "connect first")
                 if form is not None and not isinstance(form, dict):
                     raise EverfoldError(Kind.INVALID, "an event has one JSON object")
-                with self._turn():
-                    return answer(client, guest, form or {})
+                return answer(client, guest, form or {})
             except EverfoldError as err:
                 return {"error": err.to_wire()}
             except Exception:  # noqa: BLE001  # the border: logged, and told as what it is
@@ -275,7 +274,10 @@ class Sockets:
         if not 1 <= limit <= LIMIT_MAX:
             raise EverfoldError(Kind.INVALID, f"'limit' is a number from 1 to {LIMIT_MAX}")
         page = self._hub.page(guest, _since(form), device, limit)
-        client.tell(_encode("sync_events", page))
+        try:
+            client.send(_encode("sync_events", page))
+        except Overflow as err:
+            raise EverfoldError(Kind.RATE_LIMITED, "first take what was told") from err
         return {field: page[field] for field in ("count", "next_since", "has_more")}
 
     def _device(self, guest: Guest, form: Json) -> DeviceId:
@@ -287,15 +289,6 @@ class Sockets:
         if processed:
             self._hub.follow(guest, device, processed)
         return device
-
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Use the database. Few do at once, and none keeps a connection: there may be hundreds."""
-        with self._turns:
-            try:
-                yield
-            finally:
-                self._service.db.let_go()
 
 
 def _encode(name: str, form: Json) -> str:
