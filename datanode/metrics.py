@@ -55,7 +55,7 @@ def text(node: Node, answered: Traffic) -> str:
     """Return the figures in Prometheus' text form."""
     figures = variables(node)
     name = node.identity.id
-    lines = traffic.text(answered, "everfold_datanode")
+    lines = traffic.text(answered, "everfold_datanode", name)
     for field in ("blocks", "used_bytes", "free_bytes", "capacity_bytes", "threads"):
         lines.append(f"# TYPE everfold_datanode_{field} gauge")
         lines.append(f'everfold_datanode_{field}{{node="{name}"}} {figures[field]}')

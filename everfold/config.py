@@ -15,7 +15,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -26,6 +26,7 @@ TLS_CERT: Final = "EVERFOLD_TLS_CERT"
 TLS_KEY: Final = "EVERFOLD_TLS_KEY"
 CA_FILE: Final = "EVERFOLD_CA_FILE"
 SECRET_MIN = 16
+DEMO_PASSWORD: Final = "admin123"  # of the first admin, with --demo
 REPLICAS_MAX = 16
 REGISTRATIONS: Final = ("open", "invite", "admin")
 
@@ -159,6 +160,23 @@ SETTINGS: Final = (
 )
 _BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
 _BY_FIELD: Final = {setting.field: setting for setting in SETTINGS}
+
+
+def demo(settings: Settings, host: str) -> Settings:
+    """Return the settings with the admin's password that everybody knows.
+
+    INVALID unless `host`, where the server is to listen, is this machine only.
+    """
+    if host != "localhost" and not _is_loopback(host):
+        raise EverfoldError(Kind.INVALID, "is for 127.0.0.1 only: its password is known", "--demo")
+    return replace(settings, admin_password=settings.admin_password or DEMO_PASSWORD)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:

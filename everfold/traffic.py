@@ -1,7 +1,7 @@
 """What a server answers, counted by kind of request: how many, how long, how many bytes, how well.
 
-A `Front` is put behind one that counts. It costs a direct call less than 2 us. Bytes are those of bodies; a
-file that is sent by sendfile(2) is counted by who knows its length.
+A `Front` is put behind one that counts. It costs a direct call less than 2 us. Bytes are those of
+bodies; a file that is sent by sendfile(2) is counted by who knows its length.
 """
 
 from __future__ import annotations
@@ -147,8 +147,19 @@ class _CountedFile(FileBody):
         self._call.close()
 
 
-def text(traffic: Traffic, prefix: str) -> list[str]:
-    """Return the counts as lines of Prometheus' text form."""
+def text(traffic: Traffic, prefix: str, process: str) -> list[str]:
+    """Return the counts as lines of Prometheus' text form.
+
+    Several processes may answer at one address in turn: `process` tells their counts apart.
+    """
+    lines = _lines(traffic, prefix)
+    return [
+        line if line.startswith("#") else line.replace("{", f'{{process="{process}",', 1)
+        for line in lines
+    ]
+
+
+def _lines(traffic: Traffic, prefix: str) -> list[str]:
     courses = sorted(traffic.courses.items())
     lines = [f"# TYPE {prefix}_request_seconds histogram"]
     for kind, course in courses:

@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--data", required=True, type=Path, metavar="DIR")
     described.add_argument("--host", default="127.0.0.1")
     described.add_argument("--port", default=5000, type=int, help="0: any free one")
+    described.add_argument(
+        "--demo", action="store_true", help="first admin: admin, password admin123; loopback only"
+    )
     described.add_argument("--ready-file", type=Path, metavar="F")
     described.add_argument("--log-file", type=Path, metavar="F")
     config.add_flags(
@@ -58,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.set_up(path=args.log_file)
     try:
         settings = config.from_args(args, os.environ)
+        settings = config.demo(settings, args.host) if args.demo else settings
         certificate = tls.certificate(settings.tls_cert, settings.tls_key)
         admin = prepare(args.data, settings)
         sock = serving.listen(args.host, args.port)

@@ -97,7 +97,7 @@ class Load:
         self.traffic = Traffic(kind_of)
         self._db = db
         self._clock = clock
-        self._process = secrets.token_hex(6)
+        self.process = secrets.token_hex(6)
         self._lock = threading.Lock()  # guards _stored, _fetched
         self._stored = self._fetched = 0  # bytes, as datanodes tell
         self._before = _Counts(0, 0, 0, 0, 0, [0] * BUCKETS)
@@ -143,7 +143,7 @@ class Load:
         self._before = counts
         if any(step[:5]):
             packed = durations.pack(step.buckets)
-            self._unwritten.append((at_s, self._process, *step[:5], packed))
+            self._unwritten.append((at_s, self.process, *step[:5], packed))
         if not self._unwritten and now_s - self._pruned_s < _PRUNE_S:
             return
         with self._db.write() as cx:

@@ -49,7 +49,8 @@ class Metrics:
     def text(self) -> str:
         """Return all figures in Prometheus' text form."""
         figures = self._cluster()
-        lines = traffic.text(self._service.load.traffic, "everfold_nameserver")
+        load = self._service.load
+        lines = traffic.text(load.traffic, "everfold_nameserver", load.process)
         lines += self._own()
         for name, field in _GAUGES.items():
             lines += _gauge(name, figures[field])
@@ -72,16 +73,16 @@ class Metrics:
     def _own(self) -> list[str]:
         service = self._service
         waited = service.db.waited
+        label, turn = f'process="{service.load.process}"', "everfold_nameserver_write_turn_seconds"
         return [
-            *_counter("nameserver_operations", service.tree.operations),
-            *_counter("nameserver_batches", service.tree.batches),
-            *_gauge("nameserver_threads", threading.active_count()),
+            *_counter("nameserver_operations", service.tree.operations, label),
+            *_counter("nameserver_batches", service.tree.batches, label),
+            *_gauge("nameserver_threads", threading.active_count(), label),
             "# TYPE everfold_nameserver_write_turn_seconds summary",
-            f"everfold_nameserver_write_turn_seconds_sum {waited.total_ns / 1e9:.6f}",
-            f"everfold_nameserver_write_turn_seconds_count {waited.count}",
+            f"{turn}_sum{{{label}}} {waited.total_ns / 1e9:.6f}",
+            f"{turn}_count{{{label}}} {waited.count}",
             *(
-                f'everfold_nameserver_write_turn_seconds{{quantile="{share}"}}'
-                f" {waited.percentile_ns(share) / 1e9:.6f}"
+                f'{turn}{{{label},quantile="{share}"}} {waited.percentile_ns(share) / 1e9:.6f}'
                 for share in (0.5, 0.99)
             ),
         ]
@@ -97,9 +98,14 @@ class Metrics:
             return self._figures
 
 
-def _gauge(name: str, value: object) -> list[str]:
-    return [f"# TYPE everfold_{name} gauge", f"everfold_{name} {value}"]
+def _gauge(name: str, value: object, label: str = "") -> list[str]:
+    return [f"# TYPE everfold_{name} gauge", f"everfold_{name}{_labels(label)} {value}"]
 
 
-def _counter(name: str, value: object) -> list[str]:
-    return [f"# TYPE everfold_{name}_total counter", f"everfold_{name}_total {value}"]
+def _counter(name: str, value: object, label: str = "") -> list[str]:
+    name = f"everfold_{name}_total"
+    return [f"# TYPE {name} counter", f"{name}{_labels(label)} {value}"]
+
+
+def _labels(label: str) -> str:
+    return f"{{{label}}}" if label else ""

@@ -2,8 +2,8 @@
 
 `live_bytes` is the sum of the sizes of files that have a name; `history_bytes`, for every commit,
 the bytes of the extents that it closed, less those that it opened again in the same place as
-remnants of them. Of a deleted team folder all is history. A commit and `files.purge` keep both up by
-differences; they must never part.
+remnants of them. Of a deleted team folder all is history. A commit and `files.purge` keep both up
+by differences; they must never part.
 """
 
 from __future__ import annotations

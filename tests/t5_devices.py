@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import xattr
@@ -20,7 +21,8 @@ SOON_S = 8.0
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("devices")) as started:
+    folder = tmp_path_factory.mktemp("devices")
+    with running(folder, "--mount", str(folder / "mnt")) as started:
         started.log_in()
         yield started
 
@@ -119,6 +121,11 @@ def test_a_revoked_mount_says_so_stops_writing_and_keeps_what_it_had_not_sent(cl
 
 def test_a_mount_goes_on_by_itself_after_a_new_login_when_the_password_was_changed(cluster, folder):
     changed = PASSWORD + " changed"
+    embedded = cluster.folder / "mnt"
+    token_file = Path(
+        json.loads(xattr.getxattr(str(embedded), "user.everfold.mount"))["token_file"]
+    )
+    before = token_file.read_text()
     (folder / "before").write_text("before")
     with cluster.api() as api:
         form = {"current_password": PASSWORD, "new_password": changed}
@@ -132,6 +139,8 @@ def test_a_mount_goes_on_by_itself_after_a_new_login_when_the_password_was_chang
         api.call("PUT", "/api/auth/profile", back)
     cluster.log_in()
     machine.wait_until(lambda: figures(folder)["let_in"], SOON_S, "the mount is let in")
+    machine.wait_until(lambda: token_file.read_text() != before, SOON_S, "`up` has a new token")
+    machine.wait_until(lambda: figures(embedded)["let_in"], SOON_S, "the embedded folder, too")
 
     assert (folder / "before").read_text() == "before"
     with (folder / "after").open("w") as file:

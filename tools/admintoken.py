@@ -29,6 +29,26 @@ class Minted(NamedTuple):
     device: DeviceId
 
 
+def renew(database_url: str, keys: Secrets, username: str, device: str) -> str:
+    """Return a token where one has ended because the password was changed; "" otherwise.
+
+    Who was disabled, and a device that was revoked, get none.
+    """
+    db = Database(database_url)
+    try:
+        service = Service(db, SystemClock(), Policy(bcrypt_rounds=4), keys)
+        user = service.accounts.get(username)
+        try:
+            found = service.devices.get(user.id, device)
+        except EverfoldError as err:
+            if err.kind is not Kind.NOT_FOUND:
+                raise
+            return ""
+        return "" if user.is_disabled else service.gate.admit(user, found)
+    finally:
+        db.close()
+
+
 def mint(database_url: str, keys: Secrets, username: str, device: str) -> Minted:
     """Return a fresh token of an admin; `username` "" means the first one that may still log in."""
     db = Database(database_url)

@@ -175,7 +175,12 @@ class Supervisor:
 
     # ------------------------------------------------------------ watching
 
-    def watch(self, on_ready: Callable[[Child], None], on_reload: Callable[[], None]) -> None:
+    def watch(
+        self,
+        on_ready: Callable[[Child], None],
+        on_reload: Callable[[], None],
+        on_tick: Callable[[], None] = lambda: None,
+    ) -> None:
         """Keep all children running until the end is asked for."""
         while not self._stop_asked:
             for child in list(self._children):
@@ -189,6 +194,7 @@ class Supervisor:
             if self._reload_asked:
                 self._reload_asked = False
                 on_reload()
+            on_tick()
             self._nap()
 
     def _check(self, child: Child) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from tools.home import write_private
 from tools.supervisor import Child, Supervisor, python
 
 READY_S = 60.0
+TOKEN_S, TOKEN_WAIT_S = 3.0, 1.0  # how often the folder's token is tried, and for how long
 MOUNT_READY_S = 180.0  # what an earlier driver left in its journal is sent first
 DRAIN_S = 60.0
 DEFAULT_PORT = 5000
@@ -60,6 +62,9 @@ def add(verbs: command.Verbs) -> None:
     parser.add_argument("--port", type=int, metavar="N", help="default 5000; 0: any free one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--mount", metavar="DIR", help="mount the admin's space there")
+    parser.add_argument(
+        "--demo", action="store_true", help="first admin: admin, password admin123; loopback only"
+    )
     parser.add_argument("--driver", choices=("kernel", "fusepy"), default="kernel")
     parser.add_argument("--ready-file", metavar="F", help="written as JSON when all is ready")
     config.add_flags(parser, *(row.field for row in config.SETTINGS if row.field != "storage_path"))
@@ -70,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if args.port is not None and not 0 <= args.port <= 65535:
         raise EverfoldError(Kind.INVALID, "a port is a number from 0 to 65535", "--port")
     settings = config.from_args(args, os.environ)
+    settings = config.demo(settings, args.host) if args.demo else settings
     tls.certificate(settings.tls_cert, settings.tls_key)  # of no use: said here, in one line
     data = args.data or settings.storage_path
     if not data:
@@ -106,6 +112,7 @@ class Cluster:
         self._nameserver = self._make_nameserver()
         self._nodes = [self._make_node(f"dn{k + 1}") for k in range(self._chosen.nodes)]
         self._mounter: Child | None = None
+        self._token_at = 0.0  # when to look at it again
 
     def _choose(self, args: argparse.Namespace) -> Chosen:
         """Return what was chosen at the first start, with what is said anew now."""
@@ -224,7 +231,7 @@ class Cluster:
             return
         self._write_ready()
         self._announce()
-        self._supervisor.watch(self._came_back, self._grow)
+        self._supervisor.watch(self._came_back, self._grow, self._keep_token)
         command.say("ending: folder, datanodes, nameserver ...")
 
     def _start(self) -> bool:
@@ -270,11 +277,37 @@ class Cluster:
 
     def _mint_token(self) -> admintoken.Minted:
         chosen = self._chosen
-        database = self._settings.database_url or f"sqlite:///{self._database}"
-        keys = Secrets(*(self._secrets[name] for name in SECRETS))
-        minted = admintoken.mint(database, keys, chosen.admin, chosen.device)
+        minted = admintoken.mint(*self._keys(), chosen.admin, chosen.device)
         write_private(self._embedded.token_file, minted.token + "\n")
         return minted
+
+    def _keep_token(self) -> None:
+        """Put a fresh token where the folder looks for one, when the password was changed."""
+        now = time.monotonic()
+        if self._mounter is None or now < self._token_at:
+            return
+        self._token_at = now + TOKEN_S
+        token = self._embedded.token_file.read_text(encoding="ascii").strip()
+        try:
+            with Api(self._url, token, self._settings.ca_file) as api:
+                api.call("GET", "/api/auth/profile", timeout_s=TOKEN_WAIT_S)
+        except EverfoldError as err:
+            if err.kind is Kind.UNAUTHENTICATED:
+                self._renew_token()
+
+    def _renew_token(self) -> None:
+        chosen = self._chosen
+        try:
+            fresh = admintoken.renew(*self._keys(), chosen.admin, chosen.device)
+        except EverfoldError as err:
+            command.say(f"the folder's token cannot be renewed: {err}")
+            return
+        if fresh:
+            write_private(self._embedded.token_file, fresh + "\n")
+
+    def _keys(self) -> tuple[str, Secrets]:
+        database = self._settings.database_url or f"sqlite:///{self._database}"
+        return database, Secrets(*(self._secrets[name] for name in SECRETS))
 
     def _counts_on_nodes(self) -> bool:
         """Tell whether the nameserver has heard of all our nodes since their start."""
@@ -330,7 +363,9 @@ class Cluster:
         print(f"  server  {self._url}")
         if self._mount:
             print(f"  folder  {self._mount}")
-        if self._settings.admin_password:
+        if self._settings.admin_password == config.DEMO_PASSWORD:
+            print(f"  admin   {name}, password {config.DEMO_PASSWORD} if it is new: to try it out")
+        elif self._settings.admin_password:
             print(f"  admin   {name}, with the password of EVERFOLD_ADMIN_PASSWORD if it is new")
         elif "password" in self._admin:
             print(f"  admin   {name}, password {self._admin['password']} (shown this once)")
