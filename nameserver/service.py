@@ -20,6 +20,7 @@ from nameserver.audit import note
 from nameserver.beats import Beats
 from nameserver.blocks import BlockTokens, Ledger
 from nameserver.caller import Caller
+from nameserver.conversion import Conversion
 from nameserver.db import Database
 from nameserver.departures import Departures
 from nameserver.devices import Devices
@@ -100,6 +101,7 @@ class Service:
         self.invitations = Invitations(db, clock)
         self.driver = Driver(db, clock, policy, self.nodes, self.sessions)
         self.files = FileService(self, connect)
+        self.conversion = Conversion(self)
         self.teams = Teams(self)
 
     def caller(self, who: Identity) -> Caller:

@@ -142,15 +142,27 @@ class Teams:
         if not there.is_home:
             raise EverfoldError(Kind.INVALID, "a team folder does not lie in another one", path)
         people = self._people(me, members)
-        space = self._make(me, names)
+        with self._db.read() as cx:
+            is_there = View(cx, me.home).has(names)
+        space = self._share(me, names) if is_there else self._make(me, names)
         try:
             for user, permission in people:
                 self._add(me, space, user, permission)
         except BaseException:
-            self._end(self._again(me), space)
-            self._forget(space)
+            self._remove_all(me, space)
+            if not is_there:
+                self._end(me, space)
+                self._forget(space)
             raise
         return self.get(self._again(me), str(space))
+
+    def _share(self, me: Visitor, names: list[bytes]) -> SpaceId:
+        """Let a folder that is there become a team folder, with all that it has."""
+
+        def begin(cx: Cx, space: SpaceId, junction: Item) -> None:
+            self._begin(cx, me, text_of(names[-1]), junction, space)
+
+        return self._service.conversion.share(me, names, begin)
 
     def _forget(self, space: SpaceId) -> None:
         """Let a team folder that nobody could use yet never have been."""
@@ -189,21 +201,18 @@ class Teams:
             return names
 
         def after(cx: Cx) -> None:
-            spaces[:] = [self._begin(cx, me, text_of(names[-1]), made[0])]
+            space = make_space(cx, me.who.user, TEAM + secrets.token_hex(8), self._clock.time_ns())
+            ids = (made[0].uid, made[0].gid, space)
+            cx.run("UPDATE inode SET uid = ?, gid = ? WHERE space_id = ?", *ids)
+            self._begin(cx, me, text_of(names[-1]), made[0], space)
+            spaces[:] = [space]
 
         self._service.files.changes.apply(me.home, me.author, build, after=after)
         return spaces[0]
 
-    def _begin(self, cx: Cx, me: Visitor, name: str, junction: Item) -> SpaceId:
+    def _begin(self, cx: Cx, me: Visitor, name: str, junction: Item, space: SpaceId) -> None:
         now = self._clock.time_ns()
-        space = make_space(cx, me.who.user, TEAM + secrets.token_hex(8), now)
         cx.run("UPDATE space SET name = ? WHERE id = ?", f"{TEAM}{space}", space)
-        cx.run(
-            "UPDATE inode SET uid = ?, gid = ? WHERE space_id = ?",
-            junction.uid,
-            junction.gid,
-            space,
-        )
         cx.run(
             "INSERT INTO team (space_id, name, created_ns, deleted_ns) VALUES (?, ?, ?, 0)",
             space, name, now,
@@ -211,7 +220,6 @@ class Teams:
         cx.run(_ADD, space, me.who.user, OWNER, me.home, junction.ino, now)
         _moved(cx, me.home)
         note(cx, now, me.who.name, "team.create", str(space), name)
-        return space
 
     # ------------------------------------------------------------ members
 
@@ -334,6 +342,12 @@ class Teams:
         self._end(me, self._number(me, team, OWNER))
 
     def _end(self, me: Visitor, space: SpaceId) -> None:
+        self._remove_all(me, space)
+        self._close(me, space)
+        self._spaces.forget(space)
+        self._end_sessions(space, me.who.name)
+
+    def _remove_all(self, me: Visitor, space: SpaceId) -> None:
         with self._db.read() as cx:
             members = cx.all(
                 "SELECT m.user_id, a.name FROM member m JOIN account a ON a.id = m.user_id"
@@ -342,9 +356,6 @@ class Teams:
             )
         for user, name in members:
             self._remove(me, space, UserId(user), name)
-        self._close(me, space)
-        self._spaces.forget(space)
-        self._end_sessions(space, me.who.name)
 
     def _close(self, me: Visitor, space: SpaceId) -> None:
         """Take the owner's junction away; what is within stays, and counts as history."""

@@ -125,6 +125,15 @@ class View:
             here = found
         return here
 
+    def has(self, names: list[bytes]) -> bool:
+        """Tell whether there is anything at a path; NOT_DIR."""
+        try:
+            return self.find(names) is not None
+        except EverfoldError as err:
+            if err.kind is Kind.NOT_FOUND:
+                return False
+            raise
+
     def at(self, names: list[bytes]) -> Item:
         """Return what is at a path; NOT_FOUND, NOT_DIR."""
         found = self.find(names)
