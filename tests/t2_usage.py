@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,8 +16,9 @@ from everfold.model import Extent, Ino, SpaceId
 from nameserver import usage
 from nameserver.db import Database
 from nameserver.files import purge
+from nameserver.tree import make_space
 from tests.harness.service import Desk
-from tests.harness.trees import Stage, Writer
+from tests.harness.trees import T0, Stage, Writer
 
 BATCHES = 700
 NAMES = [f"{folder}{name}" for folder in ("", "d/", "e/") for name in ("a", "b", "c", "f")]
@@ -170,6 +173,39 @@ def test_after_any_work_the_sums_are_what_counting_gives(stage: Stage, seed: int
     assert found.history_bytes > 0 < found.live_bytes
     done = sum((worker.done for worker in workers), Counter())
     assert min(done[op] for op in ("Make", "Write", "Rename", "Unlink", "Link", "Restore")) > 5
+
+
+def test_spaces_of_one_owner_that_are_written_at_once_share_the_quota(database: Database) -> None:
+    stage = Stage(database, quota=20 * UNIT)
+    with database.write() as cx:
+        owner = cx.one("SELECT owner_id FROM space WHERE id = ?", stage.space)
+        assert owner is not None
+        other = make_space(cx, owner[0], "team", T0)
+    writers = [stage.writer("m1"), stage.writer("m2")]
+    makes = [(w, w.making("f")) for w in writers]
+    start = threading.Barrier(2)
+
+    def fill(writer: Writer, make: wire.Make, space: SpaceId) -> int:
+        def commit(*ops: wire.AnyOp, stored: list[wire.Stored]) -> str:
+            ask = wire.Commit(space, writer.mount, writer.next_op, list(ops), stored)
+            writer.next_op += len(ops)
+            return stage.tree.commit(ask, writer.author).results[0].kind
+
+        start.wait()
+        assert commit(make, stored=[]) == ""
+        size = 0
+        while True:
+            op, stored = writer.writing(make.ino, b"x" * (size + UNIT))
+            if commit(op, stored=stored):
+                database.close()
+                return size
+            size += UNIT
+
+    stage.tree.reserve(wire.Reserve(other, 5))
+    with ThreadPoolExecutor(2) as pool:
+        sizes = list(pool.map(fill, writers, [make for _, make in makes], [stage.space, other]))
+
+    assert sum(sizes) == 20 * UNIT
 
 
 # ------------------------------------------------------------ fsck, and what people are told

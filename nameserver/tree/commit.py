@@ -29,6 +29,7 @@ _SPACE: Final = (
     " (SELECT c.at_ns FROM commit_log c WHERE c.space_id = s.id AND c.seq = s.seq)"
     " FROM space s JOIN account a ON a.id = s.owner_id WHERE s.id = ?"
 )
+_OWNER: Final = "SELECT 1 FROM account WHERE id = ? FOR NO KEY UPDATE"
 _MOUNT: Final = "SELECT last_op, results, is_read_only FROM mount WHERE space_id = ? AND id = ?"
 _REMEMBER: Final = (
     "INSERT INTO mount (space_id, id, author, device, device_id, label, last_op, results,"
@@ -134,6 +135,8 @@ def _space(cx: Cx, space: SpaceId) -> SpaceState:
     if row is None:
         raise EverfoldError(Kind.NOT_FOUND, "no such space", str(space))
     seq, next_ino, quota, owner, at_ns = row
+    if quota and cx.is_postgres:  # other spaces of the owner share it: one commit at a time
+        cx.one(_OWNER, owner)
     return SpaceState(seq, next_ino, at_ns or 0, quotas.left(cx, quota, owner))
 
 
