@@ -214,7 +214,7 @@ class Uploads:
                 self._target(there, upload.path, upload.names)  # it may still be written to
                 taking = _Taking(self._db, self._clock, self._ledger, self._policy, upload, writer)
                 intake = self._files.intake(there, None)
-                offset, last = taking.all_of(intake, offset, read)
+                offset, last = taking.all_of(intake, offset, length, read)
             elif read(1):
                 raise _beyond(upload)
             if offset == upload.size:
@@ -291,8 +291,12 @@ class _Taking:
         self._noted = 0  # blocks of the intake that the database knows
         self._next_at = 0.0
 
-    def all_of(self, intake: Intake, start: int, read: Read) -> tuple[int, list[wire.Stored]]:
+    def all_of(
+        self, intake: Intake, start: int, length: int | None, read: Read
+    ) -> tuple[int, list[wire.Stored]]:
         """Take what comes; return the offset after it, and what was stored last.
+
+        INVALID when it breaks off, or is not of the length that was told.
 
         What is safe is noted as it becomes so, and in the end, however that comes.
         """
@@ -304,6 +308,8 @@ class _Taking:
             raise
         finally:
             intake.cancel()
+        if cut is None and length is not None and came != length:
+            cut = EverfoldError(Kind.INVALID, f"the body was cut short at {came} of {length}")
         if cut is not None:
             raise cut
         return start + came, last
