@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
+import socketio
 
 from everfold.api import Api
 from everfold.errors import EverfoldError
@@ -28,7 +31,8 @@ def secret(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> It
     folder = tmp_path_factory.mktemp("cluster")
     chain, key = authority.issue("cluster", "127.0.0.1")
     flags = ("--tls-cert", str(chain), "--tls-key", str(key), "--ca-file", str(authority.ca_file))
-    with running(folder, *flags, "--mount", str(folder / "folder")) as cluster:
+    more = ("--workers", "2", "--mount", str(folder / "folder"))
+    with running(folder, *flags, *more) as cluster:
         words = ("--server", cluster.url, "--username", "admin", "--password-stdin")
         done = cluster.tool(
             "login", *words, "--ca-file", str(authority.ca_file), stdin=PASSWORD + "\n"
@@ -73,6 +77,28 @@ def test_nodes_copy_from_each_other(secret: RealCluster, authority: Authority) -
     api.close()
 
     assert [path.read_bytes() for path in files] == [BIG[k:200_000] for k in range(8)]
+
+
+@pytest.mark.parametrize("way", ["polling", "websocket"])
+def test_live_events_come_by_tls_whichever_worker_has_them(
+    secret: RealCluster, authority: Authority, way: str
+) -> None:
+    """A polling client's connections reach both workers; a websocket is one of TLS's own."""
+    with Api(secret.url, ca_file=str(authority.ca_file)) as api:
+        api.login("admin", PASSWORD)
+        token = api.token
+    session = requests.Session()
+    session.trust_env, session.verify = False, str(authority.ca_file)
+    trust = {"sslopt": {"ca_certs": str(authority.ca_file)}}
+    client = socketio.Client(http_session=session, websocket_extra_options=trust)
+    connected = threading.Event()
+    client.on("connected", lambda *_: connected.set())
+    client.connect(secret.url, auth={"token": token}, transports=[way], wait_timeout=20)
+    try:
+        assert connected.wait(20)
+        assert client.transport() == way
+    finally:
+        client.disconnect()
 
 
 def test_whoever_does_not_know_the_authority_is_told(secret: RealCluster, tmp_path: Path) -> None:
