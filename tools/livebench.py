@@ -51,6 +51,7 @@ class Programs:
             **os.environ,
             **{key: secrets.token_hex(16) for key in keys},
             "EVERFOLD_ADMIN_PASSWORD": _PASSWORD,
+            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),  # from a clone, anywhere
         }
 
     def start(self, name: str, *line: str, **env: str) -> dict[str, Any]:
