@@ -74,7 +74,14 @@ class Devices:
         found = self._take(user, device, name, kind, is_lenient=False)
         if found is None:
             raise EverfoldError(Kind.EXISTS, "this device id cannot be used", device[:80])
+        self._note(found, "device.register")
         return found
+
+    def _note(self, device: Device, action: str) -> None:
+        with self._db.write() as cx:
+            row = cx.one("SELECT name FROM account WHERE id = ?", device.user)
+            author = row[0] if row else ""
+            note(cx, self._clock.time_ns(), author, action, device.id, device.name)
 
     def at_login(self, user: UserId, device: str, name: str, kind: str) -> Device:
         """Return the device that logs in (audited); one whose id cannot be used gets a fresh one.
@@ -83,9 +90,7 @@ class Devices:
         """
         found = self._take(user, device, name, kind, is_lenient=True)
         found = found or self.register(user, "", name, kind)
-        with self._db.write() as cx:
-            row = cx.one("SELECT name FROM account WHERE id = ?", user)
-            note(cx, self._clock.time_ns(), row[0] if row else "", "login", found.id, found.name)
+        self._note(found, "login")
         return found
 
     def _take(

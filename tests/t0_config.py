@@ -125,3 +125,19 @@ def test_no_text_makes_the_parser_of_sizes_fail_in_another_way(text):
         assert config.parse_size(text) >= 0
     except ValueError as err:
         assert "size" in str(err)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_the_password_that_everybody_knows_is_offered_on_this_machine_only(host):
+    assert config.demo(config.Settings(), host).admin_password == "admin123"
+    assert config.demo(config.Settings(admin_password="my own choice"), host).admin_password == (
+        "my own choice"
+    )
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
+def test_where_others_could_come_it_is_refused(host):
+    with pytest.raises(EverfoldError) as refused:
+        config.demo(config.Settings(), host)
+
+    assert refused.value.kind is Kind.INVALID
