@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
+from everfold import config
 from everfold.errors import EverfoldError, Kind
+from everfold.http import WsgiTransport
+from nameserver.__main__ import make_service
+from nameserver.app import create_app
 from nameserver.db import Database
 from nameserver.pool import SIZE, Pool
 from tests.harness.databases import PostgresServer
@@ -118,3 +124,26 @@ def test_whoever_waits_too_long_for_a_connection_is_told(url: str) -> None:
 
     assert caught.value.kind is Kind.UNAVAILABLE
     assert again is first
+
+
+@pytest.mark.expects_warnings
+def test_a_nameserver_without_its_database_is_healthy_and_not_ready(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    url = postgres_server.new_database()
+    service = make_service(tmp_path, config.load({"DATABASE_URL": url}, {}))
+    transport = WsgiTransport(create_app(service))
+
+    def status(path: str) -> int:
+        return transport.request("GET", path, headers={}, timeout_s=10)[0]
+
+    before = status("/readyz")
+    name = urlsplit(url).path.lstrip("/")
+    with psycopg.connect(postgres_server.url("postgres"), autocommit=True) as own:
+        own.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    after = status("/readyz"), status("/healthz")
+    service.stop()
+    service.db.close()
+
+    assert before == 200
+    assert after == (503, 200)
