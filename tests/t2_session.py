@@ -140,6 +140,23 @@ def test_revoking_the_device_or_changing_the_password_ends_the_session(cluster, 
     assert tab.cookie == ""  # and the browser is told to forget it
 
 
+def test_who_changes_the_password_stays_signed_in_and_no_script_sees_the_token(cluster):
+    cluster.service.accounts.create("fay", PASSWORD)
+    tab = Tab(cluster.app)
+    tab.sign_in(username="fay")
+    form = {"current_password": PASSWORD, "new_password": "another long password"}
+
+    status, _, raw = tab.ask(
+        "PUT", "/api/auth/profile", json.dumps(form).encode(), X_CSRF_Token=tab.csrf
+    )
+    told = json.loads(raw)
+
+    assert status == 200 and "token" not in told
+    assert "HttpOnly" in tab.set_cookie
+    assert tab.mkdir(X_CSRF_Token=tab.csrf) == 403
+    assert tab.mkdir(X_CSRF_Token=told["csrf"]) == 201
+
+
 def test_guessing_is_slowed_as_with_any_login(cluster):
     cluster.service.accounts.create("guessed", PASSWORD)
     tab = Tab(cluster.app)

@@ -7,7 +7,7 @@ from flask import Blueprint, Response, jsonify, request
 from everfold.errors import EverfoldError, Kind
 from nameserver import passwords
 from nameserver.gate import Identity
-from nameserver.routes.auth import COOKIE, Guard, set_cookie
+from nameserver.routes.auth import Guard, set_cookie
 from nameserver.routes.forms import Json, fields, first, text
 from nameserver.service import Service
 
@@ -103,9 +103,10 @@ def _go_on(service: Service, guard: Guard, who: Identity) -> Response:
     if device is None:  # name and password came with the request
         return jsonify(user=user.to_json())
     token = service.gate.admit(user, device)
-    answer = jsonify(user=user.to_json(), token=token, csrf=guard.csrf(token))
-    if COOKIE in request.cookies and not request.headers.get("Authorization"):
-        set_cookie(answer, token, None)
+    if request.headers.get("Authorization"):
+        return jsonify(user=user.to_json(), token=token)
+    answer = jsonify(user=user.to_json(), csrf=guard.csrf(token))  # no script gets the token
+    set_cookie(answer, token, None)
     return answer
 
 

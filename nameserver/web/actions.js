@@ -1,7 +1,7 @@
 // What may be done with files, wherever they are listed: each asks what it must know, does it, and
 // resolves when it is done. Larger ones load their own module when they are first used.
 import { get, post } from "./api.js";
-import { button, confirm, loading, open, prompt, toast } from "./dialog.js";
+import { button, confirm, loading, open, prompt, toast, tool } from "./dialog.js";
 import { fill, h, put } from "./dom.js";
 import { count, join, parent, visible } from "./format.js";
 import { icon } from "./icons.js";
@@ -85,13 +85,13 @@ export function chooseFolder(title, path, without = []) {
     const where = h("p", { class: "picker-path" });
     const list = h("div", { class: "picker-list", role: "listbox", "aria-label": "Folders" });
     const here = button("Move here", () => close(path), { look: "primary" });
-    const make = button("New folder", async () => {
+    const make = tool("New folder", "newfolder", async () => {
       const made = await newFolder(path);
       if (made) go(made.path);
-    }, { drawing: "newfolder", look: "quiet" });
+    });
     const go = async (to) => {
       path = to;
-      put(where, icon("folder"), h("bdi", {}, visible(to === "/" ? "Files" : to.slice(1))));
+      put(where, icon("folder"), h("bdi", { class: "grow" }, visible(to === "/" ? "Files" : to.slice(1))), make);
       put(list, loading(3));
       const told = await get("/api/files/list", { path: to === "/" ? "" : to, per_page: 1000 }).catch(() => ({ files: [] }));
       const folders = told.files.filter((each) => each.type === "directory" && !each.raw_name && !without.some((item) => item.id === each.id));
@@ -102,6 +102,6 @@ export function chooseFolder(title, path, without = []) {
       list.querySelector("button")?.focus();
     };
     go(path);
-    return [where, list, h("div", { class: "actions" }, make, h("span", { class: "grow" }), button("Cancel", () => close()), here)];
+    return [where, list, h("div", { class: "actions" }, button("Cancel", () => close()), here)];
   }, { look: "small" });
 }

@@ -174,13 +174,13 @@ export async function attempt(work) {
 export const empty = (drawing, title, text, ...actions) =>
   h("div", { class: "empty" }, icon(drawing, "large"), h("h2", {}, title), h("p", {}, text), actions.length ? h("div", { class: "actions" }, actions) : null);
 
-/** Return what is shown where something failed. */
-export const failed = (err, again) =>
+/** Return what is shown where something failed; `verb` says what `again` does. */
+export const failed = (err, again, verb = "Try again") =>
   h("div", { class: "empty", role: "alert" },
     icon(err.kind === "offline" ? "offline" : "alert", "large"),
     h("h2", {}, err.kind === "not_found" ? "Nothing here" : err.kind === "offline" ? "No connection" : "That did not work"),
     h("p", {}, words(err)),
-    h("div", { class: "actions" }, button("Try again", again, { look: "primary" })));
+    h("div", { class: "actions" }, button(verb, again, { look: "primary" })));
 
 /** Return what is shown while something loads: quiet lines, unseen for the first moment. */
 export const loading = (lines = 6) =>

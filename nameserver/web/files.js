@@ -35,7 +35,7 @@ class Folder {
       chosen: (items) => this.bar(items),
       sorted: words ? null : (key, falls) => this.sort(key, falls),
       badge: (item) => this.team(item.path) && "Team",
-      detail: (item) => (this.words ? h("bdi", {}, visible(parent(item.path))) : detail(item)),
+      detail: (item) => (this.words ? h("bdi", {}, visible(parent(item.path) === "/" ? "Files" : parent(item.path).slice(1))) : detail(item)),
       drag: (row, item) => this.drag(row, item),
       keys: {
         F2: ([item]) => this.mayChange() && actions.rename(item).then(this.again),
@@ -156,7 +156,7 @@ class Folder {
     } catch (err) {
       if (this.ended.aborted || err.kind === "offline" || err.status === 401) return;
       if (!err.kind) throw err;
-      put(this.body, failed(err, () => (location.hash = address(parent(this.path)))));
+      put(this.body, failed(err, () => (location.hash = address(parent(this.path))), "Folder above"));
     }
   }
 

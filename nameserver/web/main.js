@@ -162,7 +162,8 @@ async function show() {
   } catch (err) {
     if (signal.aborted || err.name === "AbortError" || err.status === 401) return;
     if (!err.kind) console.error(err);
-    put(frame.view, failed(err, show));
+    if (err.kind === "not_found" && asked.view === "files") put(frame.view, failed(err, () => (location.hash = "#/files"), "Go to Files"));
+    else put(frame.view, failed(err, show));
   }
 }
 

@@ -12,7 +12,7 @@ async function devices(place, ended) {
   put(place, h("section", {},
     h("div", { class: "view-head" }, h("div", {}, h("h1", {}, "Devices"), h("p", { class: "muted" }, "Browsers, mounts and programs that may use your files."))), body));
   const draw = async () => {
-    const told = await get("/api/sync/status", {}, { signal: ended });
+    const told = await get("/api/auth/devices", {}, { signal: ended });
     if (ended.aborted) return;
     const known = told.devices.sort((a, b) => (b.id === session.device) - (a.id === session.device) || b.last_seen - a.last_seen);
     put(body, known.length ? h("ul", { class: "cards" }, known.map((device) => card(device, draw))) : empty("device", "No devices", "None has signed in yet."));
@@ -32,8 +32,8 @@ function card(device, draw) {
     await attempt(draw);
   };
   return h("li", { class: "panel device" }, icon(device.type === "mount" ? "folder" : "device", "large"),
-    h("div", { class: "grow" }, h("h2", {}, h("bdi", {}, name), " ", isThis && h("span", { class: "badge good" }, "This one")),
-      h("p", { class: "muted" }, [device.type && `${device.type[0].toUpperCase()}${device.type.slice(1)} · `, "seen ", time(device.last_seen), " · added ", time(device.created_at)])),
+    h("div", { class: "grow" }, h("h2", {}, h("bdi", {}, name), " ", isThis && h("span", { class: "badge good" }, "This one"), device.active && h("span", { class: "badge good" }, "Mounted")),
+      h("p", { class: "muted" }, [device.type && `${device.type[0].toUpperCase()}${device.type.slice(1)} · `, "seen ", time(device.last_seen), " · added ", time(device.created_at), device.active && device.behind > 0 && ` · ${count(device.behind, "change")} behind`])),
     button("Revoke", revoke, { look: "quiet danger", "aria-label": `Revoke ${name}` }));
 }
 
