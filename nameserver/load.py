@@ -5,7 +5,7 @@ for all of them, also after a restart. The rows of a day are kept. A process tha
 a step writes nothing; one whose database is away keeps its rows until it is back.
 
 Requests that wait by their nature (feeds, events) and those of the cluster itself (beats, health)
-are not in the figures of requests and their durations; `metrics` has them.
+are not in these figures, so that a cluster at rest writes nothing; `metrics` has them.
 """
 
 from __future__ import annotations
@@ -161,8 +161,9 @@ class Load:
         buckets = [0] * BUCKETS
         bytes_in = bytes_out = 0
         for kind, course in list(self.traffic.courses.items()):
-            if kind not in _APART:
-                buckets = [a + b for a, b in zip(buckets, course.durations.buckets, strict=True)]
+            if kind in _APART:
+                continue
+            buckets = [a + b for a, b in zip(buckets, course.durations.buckets, strict=True)]
             bytes_in += course.bytes_in
             bytes_out += course.bytes_out
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from everfold.model import NodeId, NodeState
@@ -11,6 +12,7 @@ from nameserver.departures import Departures
 from nameserver.nodes import LIVE, Member, NodeBook
 from nameserver.policy import Policy
 
+_LONG_S = 0.25
 Json = dict[str, Any]
 
 
@@ -25,6 +27,7 @@ class Status:
         self._policy = policy
         self._nodes = nodes
         self._departures = departures
+        self._counted: dict[NodeId, tuple[int, float]] = {}  # until when it is good enough
 
     def figures(self) -> Json:
         """Return what `everfold status` tells.
@@ -119,7 +122,19 @@ class Status:
         if member.state in (NodeState.UP, NodeState.SUSPECT):
             sql = "SELECT count(*) FROM task WHERE node = ? AND kind = 'copy'"
             return _count(cx, sql, member.id)
-        return self._departures.needed(cx, member.id, members).to_copy
+        return self._left(cx, member.id, members)
+
+    def _left(self, cx: Cx, node: NodeId, members: list[Member]) -> int:
+        """Return what is left to copy of a node; where to count it takes long, as of just now."""
+        counted, good_until = self._counted.get(node, (0, 0.0))
+        began = time.monotonic()
+        if began < good_until:
+            return counted
+        counted = self._departures.needed(cx, node, members).to_copy
+        ended = time.monotonic()
+        if ended - began > _LONG_S:
+            self._counted[node] = counted, ended + 10 * (ended - began)
+        return counted
 
 
 def _node(member: Member) -> Json:

@@ -93,7 +93,7 @@ def test_a_step_is_told_with_its_requests_durations_and_bytes(desk: Desk) -> Non
         500,
         100,
     )
-    assert busy["http_bytes_in_per_s"] == 450
+    assert busy["http_bytes_in_per_s"] == 400
     assert 1.7 < busy["p50_ms"] < busy["p99_ms"] < 2.3
     assert (after["requests_per_s"], after["p99_ms"]) == (0, 0)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d0\.000000Z", busy["at"])
