@@ -65,7 +65,7 @@ class Traffic:
             if answer is None:
                 return None
             length = request.header("content-length")
-            if length:
+            if length and length.isdecimal():
                 course.bytes_in += int(length)
             body = answer.body
             if type(body) is bytes:

@@ -250,6 +250,23 @@ def test_a_changed_password_ends_other_tokens_and_gives_the_one_who_changed_it_a
     assert web.call("PUT", "/api/auth/profile", form)[0] == 401  # that was the password before
 
 
+def test_a_browser_that_changes_the_password_stays_logged_in(desk: Desk) -> None:
+    web = Web(desk)
+    form = {"username": "ann", "password": PASSWORD}
+    began = web.call("POST", "/api/auth/session", form, **{"Content-Type": "application/json"})
+    cookie = began[2]["set-cookie"].partition(";")[0]
+    change = {"current_password": PASSWORD, "new_password": "another password"}
+    headers = {"Cookie": cookie, "X-CSRF-Token": began[1]["csrf"]}
+
+    code, answer, back = web.call("PUT", "/api/auth/profile", change, **headers)
+    desk.clock.move(1)
+
+    assert code == 200
+    assert web.call("GET", "/api/auth/profile", Cookie=cookie)[0] == 401
+    fresh = {"Cookie": back["set-cookie"].partition(";")[0], "X-CSRF-Token": answer["csrf"]}
+    assert web.call("PUT", "/api/auth/profile", {"email": "ann@example.org"}, **fresh)[0] == 200
+
+
 def test_who_guesses_is_told_how_long_to_wait(desk: Desk) -> None:
     web = Web(desk)
     form = {"username": "ann", "password": "a wrong guess"}
