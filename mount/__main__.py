@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Protocol
 
 from everfold import log as logs
-from everfold import readiness, wire
+from everfold import memory, readiness, wire
 from everfold.config import CA_FILE
 from everfold.errors import EverfoldError
 from mount import patience
@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         threading.Thread(target=_tell_ready, args=(driver, args, covers), daemon=True).start()
         if args.attended:
             threading.Thread(target=_attend, args=(parting,), daemon=True).start()
+        memory.give_back_at_rest()
         driver.run()
     patience.may_wait()  # the loop ran on this thread
     covers.close()

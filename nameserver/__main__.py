@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from everfold import config, log, readiness, serving, tls
+from everfold import config, log, memory, readiness, serving, tls
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError
 from everfold.exchange import Front
@@ -103,6 +103,7 @@ def _serve(
     service = make_service(data, settings)
     service.db.prepare_to_serve()
     service.driver.start()
+    memory.give_back_at_rest()
     service.load.start()
     front = create_app(service)
     serving.serve(

@@ -1,0 +1,56 @@
+"""Gives memory that was used in a rush back to the system.
+
+What is freed stays with malloc, in pieces between what is still used: after a mixed load a mount
+held 220 MiB, of which 100 were free. To give them back takes malloc a few milliseconds, during
+which other threads wait for it; so it is asked for once the process has come to rest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+_TICK_S: Final = 2.0
+_REST: Final = 0.15  # of one core; below it a process rests
+
+
+class Giver:
+    """Decides when to give back. `tick` is called every now and then, with the CPU time used."""
+
+    def __init__(self, give: Callable[[], object]) -> None:
+        self._give = give
+        self._used = 0.0
+        self._is_owing = False
+
+    def tick(self, used_s: float, passed_s: float) -> None:
+        """Look at what was used since the last tick, which is `passed_s` ago."""
+        spent, self._used = used_s - self._used, used_s
+        if spent > _REST * passed_s:
+            self._is_owing = True
+        elif self._is_owing:
+            self._is_owing = False
+            self._give()
+
+
+def trim() -> bool:
+    """Give back what malloc holds and does not need; False where it cannot (not glibc)."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        return False
+    libc.malloc_trim(0)
+    return True
+
+
+def give_back_at_rest() -> None:
+    """Start a thread that does so for as long as the process lives."""
+    threading.Thread(target=_watch, name="memory", daemon=True).start()
+
+
+def _watch() -> None:
+    giver = Giver(trim)
+    while True:
+        time.sleep(_TICK_S)
+        giver.tick(time.process_time(), _TICK_S)
