@@ -196,15 +196,15 @@ def test_a_database_that_fails_makes_events_late_and_loses_none(here, monkeypatc
     here.joined(line)
     here.make("a")
     wait_until(lambda: line.names == ["a"], WAIT_S, "the first")
-    real, failures = here.desk.service.files.events.heads, []
+    real, failures = here.desk.service.files.events.news, []
 
-    def fail(spaces: Any) -> Any:
+    def fail(*asked: Any) -> Any:
         if len(failures) < 2:
             failures.append(1)
             raise EverfoldError(Kind.UNAVAILABLE, "the database failed")
-        return real(spaces)
+        return real(*asked)
 
-    monkeypatch.setattr(here.desk.service.files.events, "heads", fail)
+    monkeypatch.setattr(here.desk.service.files.events, "news", fail)
     here.make("b", "c")
 
     wait_until(lambda: line.names == ["a", "b", "c"], WAIT_S, "all")

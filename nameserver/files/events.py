@@ -242,6 +242,12 @@ class Events:
         with self._db.read() as cx:
             return self._read(cx, space, place, limit)
 
+    def news(self, space: SpaceId, place: Place, limit: int) -> tuple[list[Event], Place, int]:
+        """As `read`, with the generation of the space's junctions."""
+        with self._db.read() as cx:
+            row = cx.one("SELECT teams_gen FROM space WHERE id = ?", space)
+            return (*self._read(cx, space, place, limit), row[0] if row else 0)
+
     def _read(self, cx: Cx, space: SpaceId, place: Place, limit: int) -> tuple[list[Event], Place]:
         told: list[Event] = []
         while True:
@@ -331,6 +337,7 @@ class _Commit:
         self._cx, self._space, self._seq = cx, space, seq
         self._meanings = meanings
         self._view = View(cx, space, Seq(seq))
+        self._inodes: dict[int, tuple[int, int, int, int]] = {}  # of this commit
 
     def events(self, changes: bytes, skip: int) -> Iterator[Json]:
         """Yield one event for each thing that changed, in order of its first change.
@@ -378,14 +385,23 @@ class _Commit:
         mode, size, version, born = self._cx.one(_INODE, self._space, ino, seq) or (0, 0, 0, 0)
         return mode, size, version, born
 
+    def _now(self, ino: int) -> tuple[int, int, int, int]:
+        """Return the same of this commit; asked once."""
+        found = self._inodes.get(ino)
+        if found is None:
+            if len(self._inodes) > _LARGE:
+                self._inodes.clear()
+            found = self._inodes[ino] = self._inode(ino, self._seq)
+        return found
+
     def _is_begun(self, ino: int) -> bool:
         """Tell whether this is a file that was opened and has had no content yet, not even none."""
-        mode, _, version, _ = self._inode(ino, self._seq)
+        mode, _, version, _ = self._now(ino)
         return mode & 0o170000 == _IS_FILE and not version
 
     def _is_empty_since_now(self, ino: int) -> bool:
         """Tell whether a file was saved here for the first time, with nothing in it."""
-        _, size, version, born = self._inode(ino, self._seq)
+        _, size, version, born = self._now(ino)
         if size or not version or born != self._seq:
             return False
         before = self._inode(ino, self._seq - 1)
@@ -398,7 +414,7 @@ class _Commit:
 
     def _event(self, kind: str, ino: Ino) -> Json:
         stood = self._cx.one(_STOOD, self._space, ino, self._seq)
-        mode, size, _, _ = self._inode(ino, self._seq)
+        mode, size, _, _ = self._now(ino)
         is_dir = mode & 0o170000 == _IS_DIR
         told: Json = {
             "event_type": _FOLDERS.get(kind, kind) if is_dir else kind,

@@ -28,6 +28,7 @@ CHECK_S: Final = 5.0  # how often a guest's token is looked at
 PAGE: Final = 100  # events of what somebody missed, told at once
 _PAGES: Final = 4  # of those between two looks at what is new
 _LOOK_S: Final = 1.0  # so late is a lost bell
+_FEW: Final = 4  # spaces that are read without asking first
 _UNKNOWN: Final = -1
 _OWN_NAMES: Final = frozenset({"file_uploaded", "file_deleted"})
 
@@ -53,7 +54,6 @@ class Follower:
     def __init__(self, events: Events, gate: Gate, clock: Clock, encode: Encode) -> None:
         self._events, self._gate, self._clock, self._encode = events, gate, clock, encode
         self._streams: dict[SpaceId, Stream] = {}
-        self._teams: dict[SpaceId, int] = {}  # generations of the team folders in a home
         self._look_at = 0.0
         self._is_sure = True  # the last round came to its end
         self._is_busy = False  # there is more to be told at once
@@ -92,28 +92,36 @@ class Follower:
         wanted = {sight.space for guest in joined for sight in guest.sights}
         for space in self._streams.keys() - wanted:
             del self._streams[space]
-            self._teams.pop(space, None)
 
     def _missing(self, joined: Collection[Guest]) -> set[SpaceId]:
         wanted = {sight.space for guest in joined for sight in guest.sights}
         return wanted - self._streams.keys()
 
     def _advance(self, spaces: Collection[SpaceId]) -> set[SpaceId]:
-        """Read what is new in these spaces, and in those of which not all was read."""
-        more = {space for space, stream in self._streams.items() if stream.has_more}
-        moved = set()
-        for space, (seq, teams) in self._events.heads({*spaces, *more}).items():
-            self._teams[space] = teams
+        """Read what is new in these spaces, and in those of which not all was read.
+
+        Where there was a commit, and hardly anywhere else, it is read at once; else it is asked
+        first where there was one.
+        """
+        moved = {space for space, stream in self._streams.items() if stream.has_more}
+        few = len(spaces) <= _FEW and self._streams.keys() >= set(spaces)
+        moved |= set(spaces) if few else self._changed(spaces)
+        for space in moved:
+            self._streams[space].advance(self._events)
+            self._is_busy |= self._streams[space].has_more
+        return moved
+
+    def _changed(self, spaces: Collection[SpaceId]) -> set[SpaceId]:
+        """Return those of these spaces that moved on; begin to follow those that are new."""
+        changed = set()
+        for space, (seq, teams) in self._events.heads(spaces).items():
             stream = self._streams.get(space)
             if stream is None:
-                self._streams[space] = Stream(space, after_all(seq))
-            elif seq > stream.place.seq or stream.has_more:
-                stream.advance(self._events)
-                self._is_busy |= stream.has_more
-            else:
+                self._streams[space] = Stream(space, after_all(seq), teams)
+            elif seq == stream.place.seq and teams == stream.teams:
                 continue
-            moved.add(space)
-        return moved
+            changed.add(space)
+        return changed
 
     def _forget(self, joined: Collection[Guest], moved: Collection[SpaceId]) -> None:
         """Keep no events that all have who listen."""
@@ -197,7 +205,8 @@ class Follower:
                 if not guest.sights:
                     continue
                 home = guest.sights[0].space
-                teams = self._teams.get(home, guest.teams)
+                stream = self._streams.get(home)
+                teams = stream.teams if stream is not None else guest.teams
                 is_known = guest.teams in (teams, _UNKNOWN)
                 if not is_known or (len(guest.sights) > 1 and home in moved):
                     self._see(guest)

@@ -20,8 +20,9 @@ READ: Final = 200  # at once
 class Stream:
     """See the module. Only the thread that follows uses it."""
 
-    def __init__(self, space: SpaceId, place: Place) -> None:
+    def __init__(self, space: SpaceId, place: Place, teams: int) -> None:
         self.space = space
+        self.teams = teams  # the generation of the team folders in it, if it is a home
         self.place = place  # up to where it was read
         self.has_more = False  # there was more than could be read at once
         self._start = place  # what is kept comes after this
@@ -29,7 +30,7 @@ class Stream:
 
     def advance(self, events: Events) -> None:
         """Read what is new."""
-        found, place = events.read(self.space, self.place, READ)
+        found, place, self.teams = events.news(self.space, self.place, READ)
         self.place = max(self.place, place)
         self._kept.extend(found)
         while len(self._kept) > KEPT:
