@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -77,6 +81,24 @@ def test_nodes_copy_from_each_other(secret: RealCluster, authority: Authority) -
     api.close()
 
     assert [path.read_bytes() for path in files] == [BIG[k:200_000] for k in range(8)]
+
+
+def test_a_renewed_certificate_reaches_every_worker(
+    secret: RealCluster, authority: Authority
+) -> None:
+    authority.issue("cluster", "127.0.0.1", "renewed.example")
+    os.kill(secret.pid("nameserver"), signal.SIGHUP)
+    port = urlsplit(secret.url).port
+    context = ssl.create_default_context(cafile=str(authority.ca_file))
+
+    def is_renewed() -> bool:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as raw,
+            context.wrap_socket(raw, server_hostname="127.0.0.1") as sock,
+        ):
+            return "renewed.example" in str(sock.getpeercert())
+
+    wait_until(lambda: all(is_renewed() for _ in range(8)), 20, "all show the new one")
 
 
 @pytest.mark.parametrize("way", ["polling", "websocket"])
