@@ -49,7 +49,7 @@ bench-http: $(READY)
 	$(PY) -m tools.benchhttp $(ARGS)
 
 fuzz: $(READY)
-	FUZZ_EXAMPLES=$(EXAMPLES) $(PY) -m pytest -s --timeout 10000 tests/t4_fuzz.py
+	FUZZ_EXAMPLES=$(EXAMPLES) $(PY) -m pytest -s tests/t4_fuzz.py
 
 soak: $(READY)
 	$(PY) -m pytest -m soak $(ARGS)

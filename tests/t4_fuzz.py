@@ -26,6 +26,7 @@ from tests.harness.cluster import ROOT, environment
 from tests.harness.inprocess import CALM, PASSWORD, InProcessCluster
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1"))
+pytestmark = pytest.mark.timeout(600 + 60 * EXAMPLES)
 SEED = os.environ.get("FUZZ_SEED", "20261122")
 OPEN = replace(
     CALM,
@@ -100,6 +101,7 @@ def run(url: str, name: str, names: dict[str, list[str]], where: Path, *args: st
         ],
         env=environment(
             SCHEMATHESIS_HOOKS="tests.harness.fuzzhooks", FUZZ_KNOWN=json.dumps(names),
+            FUZZ_SELF=name,
             PYTHONPATH=str(ROOT),
         ),
         cwd=where, capture_output=True, text=True, errors="replace", timeout=10_000,
