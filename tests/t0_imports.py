@@ -21,7 +21,7 @@ MAY_IMPORT = {
 TOP_LEVEL = {
     "everfold", "mount", "nameserver", "datanode", "tools", "tests", "docs",
     "setup.py", "pyproject.toml", "constraints.txt", "Makefile", "README.md", "Dockerfile",
-    ".ci", ".env.example", ".gitignore",
+    "compose.yaml", ".ci", ".dockerignore", ".env.example", ".gitignore",
 }  # fmt: skip
 
 
