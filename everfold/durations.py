@@ -19,19 +19,22 @@ _PAIR: Final = struct.Struct("<BI")
 class Durations:
     """Counts of durations. `note` costs 0.25 us."""
 
-    __slots__ = ("buckets", "count", "total_ns")
+    __slots__ = ("buckets", "total_ns")
 
     def __init__(self, buckets: Sequence[int] = ()) -> None:
         self.buckets = list(buckets) or [0] * BUCKETS
-        self.count = sum(self.buckets)
         self.total_ns = 0
+
+    @property
+    def count(self) -> int:
+        """Return how many there were."""
+        return sum(self.buckets)
 
     def note(self, spent_ns: int) -> None:
         """Add one."""
         power = spent_ns.bit_length()
         at = power << 2 | (spent_ns >> power - 3 & 3) if power > 2 else power << 2
         self.buckets[at if at < BUCKETS else -1] += 1
-        self.count += 1
         self.total_ns += spent_ns
 
     def percentile_ns(self, share: float) -> float:
