@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from everfold import wire
@@ -119,9 +120,7 @@ def test_a_fresh_block_survives_a_list_that_was_written_before_it_came(desk: Des
     desk.beat("dn1")
 
     beat = desk.nodes["dn1"].report()
-    desk.service.beats.beat(
-        wire.Heartbeat(*(getattr(beat, f) for f in beat.__struct_fields__[:-1]), lists=[stale])
-    )
+    desk.service.beats.beat(msgspec.structs.replace(beat, lists=[stale]))
 
     assert located(desk, block) == ["dn1"]
 
