@@ -74,7 +74,7 @@ class Covers:
     def _run(self) -> None:
         moved = self._core.teams_moved
         while not self._ending.is_set():
-            moved.wait(_TICK_S if self._covers else None)
+            moved.wait(_TICK_S if self._covers or self._core.team_places else None)
             moved.clear()
             new_request_id()
             self._look()
@@ -85,7 +85,9 @@ class Covers:
 
     def _look(self) -> None:
         """Bring what runs closer to what should."""
-        places = {place.space: place for place in self._core.team_places}
+        core = self._core
+        is_barred = core.barred is not None  # then they have no business here, either
+        places = {} if is_barred else {place.space: place for place in core.team_places}
         for space, cover in list(self._covers.items()):
             place = places.get(space)
             if cover.process is not None and cover.process.poll() is not None:

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from everfold import wire
+from everfold.errors import EverfoldError, Kind
 from everfold.model import ROOT
 from nameserver import usage
 from tests.harness.browser import Browser
 from tests.harness.inprocess import CALM, InProcessCluster
+from tests.harness.world import ME, eventually, find, save
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +249,42 @@ def test_no_mount_puts_anything_where_a_team_folder_stands(people, cluster):
     assert people.writer.names() == ["Ours", "dir"]
 
 
+def test_a_mount_that_does_not_cover_a_team_folder_puts_nothing_there(people, cluster):
+    mount = cluster.mount(f"m{people.names[1]}", people.writer.token)
+    save(mount, "before.txt", b"so that it has the write lease")
+    team_of(people)
+    root = find(mount, "").ino
+    assert eventually(lambda: mount.core.junctions)
+    plans = find(mount, "Plans").ino
+
+    for act in (
+        lambda: mount.vfs.mkdir(plans, b"x", 0o755, ME),
+        lambda: mount.vfs.create(plans, b"x", 0o644, 0, ME),
+        lambda: mount.vfs.rename(root, b"before.txt", plans, b"x", 0),
+        lambda: mount.vfs.link(find(mount, "before.txt").ino, plans, b"x"),
+        lambda: mount.vfs.rmdir(root, b"Plans"),
+    ):
+        with pytest.raises(EverfoldError) as refused:
+            act()
+        assert refused.value.kind is Kind.NOT_PERMITTED
+    mount.vfs.rename(root, b"Plans", root, b"Ours", 0)
+    mount.vfs.syncfs()
+    assert people.writer.names() == ["Ours", "before.txt"]
+    assert people.writer.names("Ours") == []
+
+
+def test_who_is_removed_is_shut_out_at_every_process_within_a_second(people, cluster):
+    team = team_of(people)
+    file = people.owner.upload("Plans/a.txt", b"one")["id"]
+    elsewhere = Browser(cluster.second_app(), people.writer.token)
+    assert elsewhere.load(file) == b"one"
+
+    people.owner.good("DELETE", f"/api/teams/{team['id']}/members/{people.names[1]}")
+    assert people.writer.kind("GET", f"/api/files/{file}") == "not_found"
+    gone = lambda: elsewhere.call("GET", f"/api/files/{file}")[0] == 404  # noqa: E731
+    assert eventually(gone, 1.0)
+
+
 def test_a_quota_is_the_owners(people, cluster):
     team_of(people)
     with cluster.db.write() as cx:
@@ -256,6 +294,21 @@ def test_a_quota_is_the_owners(people, cluster):
     assert people.writer.refused("Plans/b", b"x" * 200) == (413, "quota")
     assert people.owner.refused("mine", b"x" * 200) == (413, "quota")
     people.writer.upload("mine", b"x" * 2000)
+
+
+def test_figures_are_of_all_that_one_sees(people):
+    team = team_of(people)
+    people.owner.upload("Plans/a.txt", b"x" * 300)
+    people.owner.upload("Plans/a.txt", b"y" * 200)
+    people.reader.upload("mine.txt", b"z" * 50)
+    told = people.reader.good("GET", "/api/files/stats")
+
+    assert (told["total_files"], told["total_bytes"], told["total_versions"]) == (2, 250, 3)
+    assert told["quota_used"] == 50
+    assert [each["bytes"] for each in told["by_type"]] == [250]
+    assert [each["size"] for each in told["largest"]] == [200, 50]
+    (ours,) = told["teams"]
+    assert (ours["team_id"], ours["path"], ours["total_bytes"]) == (team["id"], "/Plans", 200)
 
 
 def test_a_link_dies_with_its_makers_right_to_write(people, cluster):

@@ -37,6 +37,7 @@ def failed(done, *said, status=1):
         *((verb,) for verb in VERBS),
         *(("node", action) for action in ("list", "add", "fail", "repair", "drain", "remove")),
         *(("user", action) for action in ("add", "list", "passwd", "set", "invite")),
+        *(("team", action) for action in ("list", "create", "add", "remove")),
     ],
 )
 def test_every_verb_has_help_with_an_example_and_its_exit_status(cluster, words):
@@ -243,6 +244,24 @@ def test_only_an_admin_may_administer(cluster, tmp_path):
         done = cluster.tool(*refused, EVERFOLD_HOME=str(tmp_path))
         assert "only admins" in done.stderr
         assert done.returncode in (1, 3)
+
+
+def test_a_team_folder_is_made_shared_and_deleted(cluster):
+    cluster.tool("user", "add", "tim", "--password-stdin", stdin="t" * 12)
+    made = cluster.tool("team", "create", "Plans", "tim=write")
+    changed = cluster.tool("team", "add", "Plans", "tim=read")
+    listed = json.loads(cluster.tool("team", "list", "--json").stdout)
+    refused = cluster.tool("team", "add", "Plans", "tim=everything")
+    shown = cluster.tool("team", "list").stdout
+    removed = cluster.tool("team", "remove", "Plans", "tim")
+    deleted = cluster.tool("team", "remove", "Plans")
+
+    assert made.returncode == changed.returncode == removed.returncode == deleted.returncode == 0
+    assert listed[0]["members"] == [{"username": "tim", "permission": "read"}]
+    assert "tim=read" in shown
+    assert refused.returncode == 1
+    assert "tim=everything" in refused.stderr
+    assert json.loads(cluster.tool("team", "list", "--json").stdout) == []
 
 
 def test_a_user_that_is_there_already_is_not_made_twice(cluster):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from typing import Any, Final
 
 from everfold.model import Seq, SpaceId
@@ -22,6 +23,11 @@ DAYS_MAX: Final = 366
 _DAY_NS: Final = 86_400_000_000_000
 _KEPT: Final = 64  # spaces
 _TYPES_SHOWN: Final = 50
+_DEDUP: Final = ("named_bytes", "stored_bytes", "saved_bytes", "blocks")
+_SUMS: Final = (
+    "total_bytes", "history_bytes", "total_files", "total_folders", "total_others",
+    "total_versions",
+)  # fmt: skip
 
 _SPACE: Final = (
     "SELECT s.live_bytes, s.history_bytes, a.quota, s.seq,"
@@ -70,6 +76,40 @@ class Figures:
             if len(self._known) > _KEPT:
                 self._known.popitem(last=False)
         return found
+
+
+def together(home: Json, teams: Sequence[Json]) -> Json:
+    """Return the figures of a home and of the team folders that are seen from it, as one.
+
+    The quota stays the home's owner's; `as_of` the home's commit.
+    """
+    every = [home, *teams]
+    types: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    days: dict[str, Json] = {}
+    for each in every:
+        for kind in each["by_type"]:
+            types[kind["mime_type"]] += kind["count"]
+            sizes[kind["mime_type"]] += kind["bytes"]
+        for day in each["over_time"]:
+            known = days.setdefault(day["day"], {"day": day["day"], "versions": 0, "bytes": 0})
+            known["versions"] += day["versions"]
+            known["bytes"] += day["bytes"]
+    largest = [file for each in every for file in each["largest"]]
+    dedup = {key: sum(each["dedup"][key] for each in every) for key in _DEDUP}
+    sums = {key: sum(each[key] for each in every) for key in _SUMS}
+    return {
+        **home,
+        **sums,
+        "history_share": _share(sums["history_bytes"], sums["history_bytes"] + sums["total_bytes"]),
+        "by_type": [
+            {"mime_type": kind, "count": types[kind], "bytes": size}
+            for kind, size in sizes.most_common(_TYPES_SHOWN)
+        ],
+        "largest": sorted(largest, key=lambda file: file["size"], reverse=True)[:10],
+        "over_time": list(days.values()),
+        "dedup": {**dedup, "saved_share": _share(dedup["saved_bytes"], dedup["named_bytes"])},
+    }
 
 
 def _usage(cx: Cx, space: SpaceId) -> Json:

@@ -21,7 +21,7 @@ from nameserver.files.browse import Page, View, containing
 from nameserver.files.budget import BUDGET, Budget
 from nameserver.files.changes import After, Build, Changes, Draft, Told, need, nothing_else
 from nameserver.files.events import Events
-from nameserver.files.figures import Figures
+from nameserver.files.figures import Figures, together
 from nameserver.files.intake import Content, Intake
 from nameserver.files.items import Item, Json
 from nameserver.files.outlet import Outlet
@@ -160,6 +160,23 @@ class FileService:
             view = View(cx, there.space)
             page = view.trash(view.at(names), offset, ask.per_page)
         return self._told(there, page)
+
+    def stats(self, me: Visitor, days: int) -> Json:
+        """Return figures of all that is open to the visitor, the team folders also one by one."""
+        home, *others = self.visitors.everywhere(me)
+        found = self.figures.of(home.space, days)
+        if not others:
+            return found
+        teams = [self.figures.of(each.space, days) for each in others]
+        told = ("total_bytes", "history_bytes", "total_files", "total_versions")
+        return {
+            **together(found, teams),
+            "teams": [
+                {"team_id": there.space, "path": paths.shown(there.above)}
+                | {key: figures[key] for key in told}
+                for there, figures in zip(others, teams, strict=True)
+            ],
+        }
 
     def _told(self, me: Visitor, page: Page) -> Page:
         return page._replace(items=[self.visitors.shown(me, item) for item in page.items])

@@ -135,7 +135,16 @@ _REPLICAS: Final = obj(
         )
     ),
 )
+_IN_TEAM: Final = obj(
+    team_id=NUMBER,
+    path=TEXT,
+    total_bytes=COUNT,
+    history_bytes=COUNT,
+    total_files=COUNT,
+    total_versions=COUNT,
+)
 _STATS: Final = obj(
+    {"teams": of(_IN_TEAM)},
     **USAGE_FIELDS,
     total_files=COUNT,
     total_folders=COUNT,

@@ -40,8 +40,7 @@ def blueprint(files: FileService, guard: Guard) -> Blueprint:
     @routes.get("/stats")
     @guard.login
     def stats() -> Json:
-        me = visitor(files, guard)
-        return files.figures.of(me.space, number("days", 30, 1, DAYS_MAX))
+        return files.stats(visitor(files, guard), number("days", 30, 1, DAYS_MAX))
 
     return routes
 
