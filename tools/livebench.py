@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -110,12 +111,15 @@ class Listener:
     def __init__(self, url: str, token: str, transport: str) -> None:
         self.transport = transport
         self.heard: dict[str, float] = {}
+        self.lags: list[float] = []  # milliseconds since the commit
         self._client = socketio.Client(reconnection=False)
         self._client.on("file_uploaded", self._note)
         self._client.connect(url, auth={"token": token}, transports=[transport])
         self._client.call("join_sync_room", {})
 
     def _note(self, event: dict[str, Any]) -> None:
+        committed = datetime.fromisoformat(str(event["timestamp"]).replace("Z", "+00:00"))
+        self.lags.append(time.time() * 1000 - committed.timestamp() * 1000)
         self.heard.setdefault(str(event["name"]), time.monotonic())
 
     def close(self) -> None:
@@ -188,6 +192,11 @@ def run(folder: Path, database: str, url: str, files: int) -> None:
         try:
             listeners = [Listener(at, token, how) for at in urls for how in TRANSPORTS]
             report(database, measure(top, listeners, files))
+            lags = sorted(lag for listener in listeners for lag in listener.lags)
+            print(
+                f"{database:<11}of which after the commit began:"
+                f"  p50 {statistics.median(lags):6.1f} ms  p95 {_quantile(lags, 0.95):6.1f} ms"
+            )
             for listener in listeners:
                 listener.close()
         finally:
