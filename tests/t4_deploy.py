@@ -128,6 +128,18 @@ class TestImage:
             if line.startswith("CMD "):
                 check(json.loads(line[4:]))
 
+    def test_every_package_is_installed(self) -> None:
+        setup = (ROOT / "setup.py").read_text()
+        listed = set(re.findall(r'^        "([\w.]+)",$', setup, re.M))
+        tops = ("everfold", "mount", "nameserver", "datanode", "tools")
+        there = {
+            str(path.parent.relative_to(ROOT)).replace("/", ".")
+            for top in tops
+            for path in (ROOT / top).rglob("__init__.py")
+        }
+
+        assert there <= listed
+
 
 @pytest.fixture
 def units(tmp_path: Path) -> list[Path]:
