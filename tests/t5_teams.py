@@ -16,6 +16,7 @@ import requests
 
 from tests.harness import machine
 from tests.harness.cluster import RealCluster, running
+from tests.harness.folders import versions
 from tests.harness.mounts import DRIVERS
 
 pytestmark = pytest.mark.fuse
@@ -227,6 +228,30 @@ def test_a_folder_that_is_moved_elsewhere_is_mounted_there(people, team):
 
     soon(lambda: has(writer.folder / "m" / "work" / "Ours" / "a", b"one"), "it is there")
     assert not team.places[1].exists()
+
+
+def test_a_folder_that_is_there_is_shared_with_all_its_versions(people):
+    owner, writer, _ = people
+    name = f"Old {secrets.token_hex(2)}"
+    ours, theirs = (person.folder / "m" / name for person in (owner, writer))
+    (ours / "deep").mkdir(parents=True)
+    for data in (b"one", b"two"):
+        (ours / "deep" / "a").write_bytes(data)
+    large = os.urandom(9_000_000)
+    (ours / "large").write_bytes(large)
+    members = [{"username": writer.name, "permission": "write"}]
+    team = owner.call("POST", "/api/teams", {"path": name, "members": members}).json()["team"]
+    for person in (owner, writer):
+        covered(person, name)
+
+    assert (theirs / "large").read_bytes() == large
+    for place in (ours, theirs):
+        assert sorted(os.listdir(place)) == ["deep", "large"]
+        assert versions(place / "deep" / "a") == [b"one", b"two"]
+    (theirs / "deep" / "a").write_bytes(b"three")
+    soon(lambda: has(ours / "deep" / "a", b"three"), "the owner sees it")
+    owner.call("DELETE", f"/api/teams/{team['id']}")
+    soon(lambda: not ours.exists(), "it is gone")
 
 
 @by_kernel
