@@ -209,6 +209,19 @@ def test_a_path_that_cannot_be_makes_nothing_anywhere(me, path, kind):
     assert me.good("GET", "/api/files/uploads")["uploads"] == []
 
 
+@pytest.mark.parametrize("path", ["%ff", "a%c3", "%ed%a0%80", "d/%80f"])
+def test_a_path_in_a_query_that_is_no_utf8_is_refused_and_no_other_name_is_taken(me, path):
+    kind = f"multipart/form-data; boundary={BOUNDARY}"
+
+    for route in ("/api/files/upload", "/upload"):
+        status, answer = me.post(f"{route}?path={path}", form(b"x"), kind)
+        assert (status, answer["error"]["kind"]) == (400, "invalid")
+    assert me.ask("GET", f"/api/files/list?path={path}")[0] == 400
+    assert me.names(recursive=1) == []
+    assert me.post("/api/files/upload?path=%EF%BF%BD", form(b"x"), kind)[0] == 201
+    assert me.names() == ["\ufffd"]
+
+
 @pytest.mark.parametrize("path", ["%2e%2e/x", "..%2fx", "%00", "a%2f..%2fb", "....", "C:\\x"])
 def test_what_is_decoded_once_is_not_decoded_again(me, path):
     made = me.upload(path, b"x")

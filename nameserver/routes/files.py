@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from flask import Blueprint, Response, request
 
@@ -150,9 +151,18 @@ def asked() -> Asked:
 def word(name: str) -> str:
     """Return a text of the query string, "" without one."""
     value = request.args.get(name, "")
-    if "\0" in value:
+    if "\0" in value or (value and not _is_text(request.query_string)):
         raise EverfoldError(Kind.INVALID, f"{name!r} is not text")
     return value
+
+
+def _is_text(query: bytes) -> bool:
+    """Tell whether a query string is UTF-8; of what is not, werkzeug would make "%FF"."""
+    try:
+        unquote_to_bytes(query).decode()
+    except UnicodeError:
+        return False
+    return True
 
 
 def number(name: str, default: int, least: int, most: int) -> int:
