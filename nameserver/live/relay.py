@@ -94,7 +94,8 @@ class Relay:
             sock.settimeout(_PARKED_S)
             _send(sock, _Asked(told, body, upgrades))
             if upgrades:
-                _join(environ["werkzeug.socket"], sock)
+                with contextlib.suppress(OSError):  # it is the end; nothing of HTTP can follow
+                    _join(environ["werkzeug.socket"], sock)
                 return ()
             answer = _receive(sock, _Answered)
         start_response(answer.status, answer.fields)

@@ -179,13 +179,12 @@ class Sockets:
             return
         try:
             self._theirs["message"](sid, data)
+            if client.guest is not None and not client.is_greeted:
+                client.is_greeted = True
+                client.tell(_encode("connected", self._hub.greeting(client.guest)))
         except Exception as err:  # noqa: BLE001  # whatever nonsense does to two libraries
             _log.debug("a client is let go: %r", err)
             client.drop()
-            return
-        if client.guest is not None and not client.is_greeted:
-            client.is_greeted = True
-            client.tell(_encode("connected", self._hub.greeting(client.guest)))
 
     def _websocket(self, speak: Callable[[WebSocket], object]) -> WebSocket:
         engine_socket: Any = getattr(speak, "__self__")  # noqa: B009  # a bound method, says nobody

@@ -31,7 +31,7 @@ async function loop(ended, known) {
   let failed = 0;
   while (!ended.aborted) {
     try {
-      if (!since) since = String((await get("/api/sync/status", {}, { signal: ended })).seq);
+      if (!since) since = (await get("/api/sync/status", {}, { signal: ended })).position;
       known();
       await seen(ended);
       const told = await poll(since, failed ? 0 : WAIT_S, ended);
