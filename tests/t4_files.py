@@ -109,7 +109,7 @@ def test_a_large_file_is_streamed_both_ways_in_little_memory(mounted, tmp_path):
             wanted.update(part)
             file.write(part)
     pid = cluster.pid("nameserver")
-    before = peak_kib(pid)
+    before = machine.peak_kib(pid)
 
     with source.open("rb") as file:
         told = stream_up(web, "large", file, size)
@@ -121,7 +121,7 @@ def test_a_large_file_is_streamed_both_ways_in_little_memory(mounted, tmp_path):
             got.update(chunk)
 
     assert got.hexdigest() == wanted.hexdigest()
-    assert peak_kib(pid) - before < 96 * 1024
+    assert machine.peak_kib(pid) - before < 96 * 1024
 
 
 def stream_up(web: Web, path: str, file: object, size: int) -> dict:
@@ -146,9 +146,3 @@ def stream_up(web: Web, path: str, file: object, size: int) -> dict:
     )
     assert answer.status_code == 201, answer.text
     return answer.json()["file"]
-
-
-def peak_kib(pid: int) -> int:
-    """Return the most memory that a process ever had."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

@@ -111,6 +111,12 @@ def command_line(pid: int) -> str:
         return "?"
 
 
+def peak_kib(pid: int) -> int:
+    """Return the most memory that a process ever had."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
 def wait_until(is_so: Callable[[], bool], deadline_s: float, what: str) -> None:
     """Return once `is_so()`; raise AssertionError when it is not within the deadline."""
     ends = time.monotonic() + deadline_s
