@@ -106,6 +106,11 @@ _SHARES: Final = (
     f" WHERE space_id = ? AND ino IN (SELECT ino FROM team_moved WHERE until_seq = {_STAYS})"
 )
 
+_ORIGIN: Final = (  # the new space is as the old one was before its first commit without it
+    "UPDATE team SET origin_id = ?, origin_seq = (SELECT seq + 1 FROM space WHERE id = ?),"
+    " origin_end = (SELECT seq FROM space WHERE id = ?) WHERE space_id = ?"
+)
+
 Subtree = dict[int, int]
 """Inode -> the commit with which it left the folder, `_STAYS` if it did not."""
 Begin = Callable[[Cx, SpaceId, Item], object]
@@ -208,6 +213,7 @@ class Conversion:
         def after(cx: Cx) -> None:
             usage.repair(cx, space)
             begin(cx, space, folder)
+            cx.run(_ORIGIN, me.home, space, me.home, space)
 
         self._service.files.changes.apply(me.home, me.author, build, after=after)
 

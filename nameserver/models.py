@@ -211,6 +211,12 @@ def tables(db: pw.Database) -> SimpleNamespace:
         name = pw.TextField()  # as it was made; each member may call it otherwise
         created_ns = pw.BigIntegerField()
         deleted_ns = pw.BigIntegerField(default=0)  # 0: it lives
+        origin = pw.IntegerField(column_name="origin_id", default=0)  # it was a folder there, and
+        origin_seq = pw.BigIntegerField(default=0)  # what was in it left with the commits from
+        origin_end = pw.BigIntegerField(default=0)  # `origin_seq` to `origin_end`
+
+        class Meta:
+            indexes = ((("origin", "origin_seq"), False),)
 
     class Member(Base):
         """Somebody who may use a team folder, its owner among them. `ino` is the junction: the
@@ -523,6 +529,9 @@ LATER_COLUMNS = (
     ("device", "parent", "TEXT NOT NULL DEFAULT ''"),
     ("mount", "position", "BIGINT NOT NULL DEFAULT 0"),
     ("space", "teams_gen", "BIGINT NOT NULL DEFAULT 0"),
+    ("team", "origin_id", "INTEGER NOT NULL DEFAULT 0"),
+    ("team", "origin_seq", "BIGINT NOT NULL DEFAULT 0"),
+    ("team", "origin_end", "BIGINT NOT NULL DEFAULT 0"),
 )
 """Columns that an earlier version's tables lack."""
 

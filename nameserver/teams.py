@@ -214,7 +214,8 @@ class Teams:
         now = self._clock.time_ns()
         cx.run("UPDATE space SET name = ? WHERE id = ?", f"{TEAM}{space}", space)
         cx.run(
-            "INSERT INTO team (space_id, name, created_ns, deleted_ns) VALUES (?, ?, ?, 0)",
+            "INSERT INTO team (space_id, name, created_ns, deleted_ns, origin_id, origin_seq,"
+            " origin_end) VALUES (?, ?, ?, 0, 0, 0, 0)",
             space, name, now,
         )  # fmt: skip
         cx.run(_ADD, space, me.who.user, OWNER, me.home, junction.ino, now)

@@ -53,7 +53,7 @@ def test_a_folder_that_is_shared_keeps_its_files_and_their_history(tmp_path, dat
     with InProcessCluster(tmp_path, policy=CALM, database=database_url) as cluster:
         owner, other, name = pair(cluster, "")
         for data in (b"one", b"two", b"three"):
-            owner.upload("work/Plans/deep/a.txt", data)
+            before = owner.upload("work/Plans/deep/a.txt", data)["id"]
         lost = owner.upload("work/Plans/lost.txt", b"lost")["id"]
         owner.good("DELETE", f"/api/files/{lost}")
         moved = owner.upload("work/Plans/moved.txt", b"while it was there")["id"]
@@ -68,6 +68,9 @@ def test_a_folder_that_is_shared_keeps_its_files_and_their_history(tmp_path, dat
         assert other.names("Plans/deep") == ["a.txt"]
         assert owner.names("work") == ["Plans", "beside.txt"]
         file = other.good("GET", "/api/files/list", path="Plans/deep")["files"][0]["id"]
+        assert owner.good("GET", f"/api/files/{before}")["file"]["id"] == file
+        trash = owner.good("GET", "/api/files/list", deleted=1, recursive=1)["files"]
+        assert {each["name"] for each in trash if each["team_id"]} == {"lost.txt", "moved.txt"}
         assert contents(other, file) == [b"one", b"two", b"three"]
         trash = other.good("GET", "/api/files/list", path="Plans", deleted=1)["files"]
         assert "lost.txt" in [each["name"] for each in trash]

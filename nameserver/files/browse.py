@@ -63,6 +63,13 @@ _LOST: Final = (
     "  AND m.ino = e.ino AND (m.born > e.born OR m.died IS NULL))"
     # a name that never showed anything, such as an editor's probe, is not missed by anybody
     " AND (i.version > 0 OR (i.mode & 61440) <> 32768)"
+    # what became a team folder is there, with its trash, and not missed here
+    " AND NOT EXISTS (SELECT 1 FROM team t WHERE t.origin_id = e.space_id"
+    "  AND e.died >= t.origin_seq AND e.died <= t.origin_end)"
+    " AND NOT EXISTS (SELECT 1 FROM team t JOIN inode p ON p.space_id = t.origin_id + 0"
+    "  AND p.ino = e.parent AND p.died >= t.origin_seq AND p.died <= t.origin_end"
+    "  WHERE t.origin_id = e.space_id)"
+    " AND NOT EXISTS (SELECT 1 FROM member m WHERE m.home_id = e.space_id AND m.ino = e.parent)"
 )
 _ORDERS: Final = {"name": "e.name", "size": "i.size", "modified": "i.mtime_ns"}
 

@@ -200,6 +200,8 @@ class FileService:
         known = paths.parse_id(file)
         if known.space == me.home and (junction := me.junction(known.ino)) is not None:
             known = FileId(junction.space, ROOT)
+        elif known.space == me.home:
+            known = self.visitors.moved_on(known)
         try:
             return self.visitors.into(me, known.space, need), known
         except EverfoldError as err:

@@ -9,7 +9,7 @@ its reader would say them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from everfold.errors import EverfoldError, Kind
 from everfold.model import ROOT, Ino, SpaceId
@@ -23,6 +23,14 @@ from nameserver.tree.batch import Author
 
 if TYPE_CHECKING:
     from nameserver.service import Service
+
+
+_MOVED_ON: Final = (
+    "SELECT t.space_id FROM team t JOIN inode i ON i.space_id = t.origin_id + 0 AND i.ino = ?"
+    " AND i.died >= t.origin_seq AND i.died <= t.origin_end"
+    " WHERE t.origin_id = ? AND t.deleted_ns = 0 AND NOT EXISTS (SELECT 1 FROM inode n"
+    " WHERE n.space_id = i.space_id AND n.ino = i.ino AND n.died IS NULL) LIMIT 1"
+)
 
 
 class Visitor(NamedTuple):
@@ -122,6 +130,12 @@ class Visitors:
         self._spaces.check(junction.space, me.who.user, need)
         place = FileId(me.home, junction.parent)
         return me._replace(space=junction.space, above=above, place=place)
+
+    def moved_on(self, file: FileId) -> FileId:
+        """Return the id that a file has now, if the folder that it was in became a team folder."""
+        with self._db.read() as cx:
+            row = cx.one(_MOVED_ON, file.ino, file.space)
+        return FileId(SpaceId(row[0]), file.ino) if row else file
 
     def everywhere(self, me: Visitor, below: Sequence[bytes] = ()) -> list[Visitor]:
         """Return the visitor in each space that is open to them below a path of the home."""
