@@ -333,6 +333,19 @@ def test_into_a_team_folder_its_writers_upload_until_they_are_removed(cluster, m
     assert me.names("Plans") == ["deep"]
 
 
+def test_a_folder_that_was_shared_meanwhile_takes_no_bytes_of_another_space(me):
+    me.upload("Docs/there", b"x")
+    upload = begin(me, "Docs/f", 2)
+    assert send(me, upload, 0, b"1")[0] == 200
+    me.good("POST", "/api/teams", {"path": "Docs", "members": []})
+
+    status, told = send(me, upload, 1, b"2")
+
+    assert (status, told["error"]["kind"]) == (409, "cross_space")
+    assert me.names("Docs") == ["there"]
+    assert send(me, begin(me, "Docs/f", 2), 0, b"12")[1]["file"]["path"] == "/Docs/f"
+
+
 @pytest.mark.parametrize("form", [
     {}, {"path": "f"}, {"size": 1}, {"path": "", "size": 1}, {"path": "f", "size": -1},
     {"path": "f", "size": 1.5}, {"path": "f", "size": "1"}, {"path": "f", "size": True},

@@ -206,7 +206,7 @@ class Uploads:
             raise _beyond(upload)
         if upload.is_kept and offset == upload.size:
             return upload
-        there = self._files.visitors.into(me, upload.space, WRITE)
+        there = self._there(me, upload)
         writer = self._claim(me, key, offset)
         last: list[wire.Stored] = []
         try:
@@ -222,6 +222,16 @@ class Uploads:
         finally:
             self._let_go(key, writer)
         return self.get(me, key)
+
+    def _there(self, me: Visitor, upload: Upload) -> Visitor:
+        """Return the visitor in the upload's space; CROSS_SPACE when its path leads out by now."""
+        there = self._files.visitors.into(me, upload.space, WRITE)
+        aimed, _ = self._files.visitors.aim(there, upload.names, WRITE)
+        if aimed.space != upload.space:
+            raise EverfoldError(
+                Kind.CROSS_SPACE, "the folder was shared meanwhile; begin the upload anew"
+            )
+        return there
 
     def _claim(self, me: Visitor, key: str, offset: int) -> str:
         """Become the one who adds to an upload at its end; return the writer's name."""
