@@ -284,7 +284,7 @@ class Cluster:
     def _keep_token(self) -> None:
         """Put a fresh token where the folder looks for one, when the password was changed."""
         now = time.monotonic()
-        if self._mounter is None or now < self._token_at:
+        if self._mounter is None or now < self._token_at or self._nameserver.ready is None:
             return
         self._token_at = now + TOKEN_S
         token = self._embedded.token_file.read_text(encoding="ascii").strip()
