@@ -344,6 +344,8 @@ class Teams:
 
     def _end(self, me: Visitor, space: SpaceId) -> None:
         self._remove_all(me, space)
+        # recalls the write lease: what the owner's own mount has answered is in
+        self._service.files.changes.apply(space, me.author, lambda draft: None)
         self._close(me, space)
         self._spaces.forget(space)
         self._end_sessions(space, me.who.name)

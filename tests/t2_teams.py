@@ -11,6 +11,7 @@ from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import ROOT
 from nameserver import usage
+from nameserver.teams import Teams
 from tests.harness.browser import Browser
 from tests.harness.inprocess import CALM, InProcessCluster
 from tests.harness.world import ME, eventually, find, save
@@ -200,6 +201,32 @@ def test_members_that_cannot_be_had_whole_are_not_had_at_all(people):
     team_of(people, "Plans")
     inside = {"path": "Plans/inner", "members": []}
     assert people.owner.kind("POST", "/api/teams", inside) == "invalid"
+
+
+def test_a_team_folder_that_one_member_cannot_be_let_into_never_was(people, cluster, monkeypatch):
+    add = Teams._add
+    added = []
+
+    def fail_second(self, *args):
+        added.append(args)
+        if len(added) == 2:
+            raise EverfoldError(Kind.BUSY, "somebody has just been writing there")
+        add(self, *args)
+
+    monkeypatch.setattr(Teams, "_add", fail_second)
+    names = people.names[1:3]
+    form = {"path": "Plans", "members": [{"username": name} for name in names]}
+    assert people.owner.kind("POST", "/api/teams", form) == "busy"
+    for one in (people.owner, people.writer, people.reader):
+        assert one.names() == []
+    assert people.owner.good("GET", "/api/teams")["teams"] == []
+
+    people.owner.upload("Old/a.txt", b"one")
+    added.clear()
+    assert people.owner.kind("POST", "/api/teams", {**form, "path": "Old"}) == "busy"
+    assert people.owner.names("Old") == ["a.txt"]
+    assert people.writer.names() == people.reader.names() == []
+    assert not usage_errors(cluster)
 
 
 def test_what_the_owner_deletes_is_in_the_trash_and_comes_back(people, cluster):
