@@ -15,7 +15,7 @@ names in it are of things outside, too.
 from __future__ import annotations
 
 import secrets
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
@@ -111,6 +111,26 @@ _ORIGIN: Final = (  # the new space is as the old one was before its first commi
     " origin_end = (SELECT seq FROM space WHERE id = ?) WHERE space_id = ?"
 )
 
+_MANY_NAMES: Final = (
+    "SELECT e.parent, e.name, e.ino FROM inode i JOIN team_moved m ON m.ino = i.ino"
+    f" AND m.until_seq = {_STAYS} JOIN entry e ON e.space_id = ? AND e.ino = i.ino"
+    " AND e.died IS NULL WHERE i.space_id = ? AND i.died IS NULL AND i.nlink > 1"
+    " AND (i.mode & 61440) <> 16384 AND i.ino <> ?"
+)
+_END_NAMES: Final = (
+    "UPDATE entry SET died = ?, vlast = vbase + COALESCE((SELECT MAX(v.k) FROM version v"
+    " WHERE v.space_id = entry.space_id AND v.ino = entry.ino), 0)"
+    " WHERE space_id = ? AND died IS NULL"
+    f" AND parent IN (SELECT ino FROM team_moved WHERE until_seq = {_STAYS})"
+)
+_END: Final = tuple(
+    f"UPDATE {table} INDEXED BY {table}_now SET died = ? WHERE space_id = ? AND died IS NULL"
+    " AND ino IN (SELECT ino FROM team_moved)"
+    for table in ("inode", "extent", "xattr")
+)
+_SEALED: Final = " WHERE space_id = ? AND is_sealed = 0 AND ino IN (SELECT ino FROM team_moved)"
+_ENDED_NAMES: Final = "SELECT name FROM entry WHERE space_id = ? AND parent = ? AND died = ?"
+
 Subtree = dict[int, int]
 """Inode -> the commit with which it left the folder, `_STAYS` if it did not."""
 Begin = Callable[[Cx, SpaceId, Item], object]
@@ -198,6 +218,8 @@ class Conversion:
     ) -> None:
         """Copy the rows, and let the content leave the home; all of it or nothing."""
 
+        linked: set[int] = set()
+
         def build(draft: Draft) -> None:
             cx = draft.cx
             there = draft.view.at(names)
@@ -208,9 +230,15 @@ class Conversion:
             if self._lacking(cx, me.home, space, moved):
                 raise _Lacking
             _copy_rows(cx, me.home, space, there.ino, moved, draft.view.seq)
-            draft.clear(there)
+            linked.clear()
+            for parent, name, ino in _linked(cx, me.home, there.ino):
+                linked.add(ino)
+                draft.unlink(parent, name, ino)
+            draft.touch(there)
 
         def after(cx: Cx) -> None:
+            _leave(cx, me.home, folder.ino, linked)
+            usage.repair(cx, me.home)
             usage.repair(cx, space)
             begin(cx, space, folder)
             cx.run(_ORIGIN, me.home, space, me.home, space)
@@ -266,5 +294,46 @@ def _copy_rows(cx: Cx, old: SpaceId, new: SpaceId, top: Ino, moved: Subtree, seq
         "UPDATE space SET seq = ?, next_ino = (SELECT next_ino FROM space WHERE id = ?)"
         " WHERE id = ?",
         seq, old, new,
+    )  # fmt: skip
+
+
+def _linked(cx: Cx, home: SpaceId, top: Ino) -> list[tuple[Ino, bytes, Ino]]:
+    """Return the names in the folder of files that have names elsewhere, too, and stay there."""
+    names: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
+    for parent, name, ino in cx.all(_MANY_NAMES, home, home, top):
+        names[ino].append((parent, name))
+    staying = {row[0] for row in cx.all(f"SELECT ino FROM team_moved WHERE until_seq = {_STAYS}")}
+    return [
+        (Ino(parent), name, Ino(ino))
+        for ino, found in names.items()
+        if any(parent not in staying for parent, _ in found)
+        for parent, name in found
+        if parent in staying
+    ]
+
+
+def _leave(cx: Cx, home: SpaceId, top: Ino, linked: set[int]) -> None:
+    """Let all that is in the folder end with the commit that has just been written.
+
+    What `Batch.close_entry` and `Batch.kill` do to each row, done to all at once: one by one it
+    took six times as long (2 s of 10,000 files), while nobody else could write.
+    """
+    row = cx.one("SELECT seq FROM space WHERE id = ?", home)
+    seq = row[0] if row else 0
+    cx.run(_END_NAMES, seq, home)
+    cx.run(f"DELETE FROM team_moved WHERE ino = ? OR until_seq < {_STAYS}", top)
+    cx.many("DELETE FROM team_moved WHERE ino = ?", [(ino,) for ino in linked])
+    for statement in _END:
+        cx.run(statement, seq, home)
+    cx.run("UPDATE version SET is_sealed = 1" + _SEALED, home)
+    cx.run("UPDATE inode SET nlink = 2 WHERE space_id = ? AND ino = ? AND died IS NULL", home, top)
+    logged = cx.one("SELECT changes FROM commit_log WHERE space_id = ? AND seq = ?", home, seq)
+    changes = wire.decode(logged[0], list[wire.Change]) if logged else []
+    for (name,) in cx.all(_ENDED_NAMES, home, top, seq):
+        changes.append(wire.Change("entry", Ino(0), top, name))
+    changes += [wire.Change("gone", Ino(ino)) for (ino,) in cx.all("SELECT ino FROM team_moved")]
+    cx.run(
+        "UPDATE commit_log SET changes = ? WHERE space_id = ? AND seq = ?",
+        wire.encode(changes), home, seq,
     )  # fmt: skip
     cx.run("DELETE FROM team_moved")

@@ -26,7 +26,7 @@ from nameserver.leases import Leases
 from nameserver.policy import Policy
 from nameserver.tree import history, spaces
 from nameserver.tree.batch import Author
-from nameserver.tree.commit import OPS_MAX, Committer
+from nameserver.tree.commit import Committer
 
 HTTP: Final = MountId("http")
 OPS: Final = 10_000  # of one commit, of a change that may be done in several
@@ -112,17 +112,17 @@ class Draft:
     def _unlink(self, item: Item) -> None:
         self.ops.append(wire.Unlink(item.parent, item.name, item.ino, item.is_dir, self._now_ns))
 
-    def clear(self, folder: Item) -> None:
-        """Remove everything that is in a directory, however much it is."""
-        for below in self._below(folder, SIZE_MAX):
-            self._unlink(below)
+    def unlink(self, parent: Ino, name: bytes, ino: Ino) -> None:
+        """Remove a name that leads to a file."""
+        self.ops.append(wire.Unlink(parent, name, ino, False, self._now_ns))
 
-    def _below(self, folder: Item, most: int = OPS) -> Iterator[Item]:
-        """Yield everything below a directory, what is within before what it is in.
+    def touch(self, folder: Item) -> None:
+        """Let a directory be changed now."""
+        self.ops.append(wire.SetAttr(folder.ino, self._now_ns, mtime_ns=self._now_ns))
 
-        Of each directory `most` names at most.
-        """
-        open_: list[Iterator[Item]] = [iter(self.view.page(folder, 0, most).items)]
+    def _below(self, folder: Item) -> Iterator[Item]:
+        """Yield everything below a directory, what is within before what it is in."""
+        open_: list[Iterator[Item]] = [iter(self.view.page(folder, 0, OPS).items)]
         inside: list[Item] = []
         while open_:
             item = next(open_[-1], None)
@@ -132,7 +132,7 @@ class Draft:
                     yield inside.pop()
             elif item.is_dir:
                 inside.append(item)
-                open_.append(iter(self.view.page(item, 0, most).items))
+                open_.append(iter(self.view.page(item, 0, OPS).items))
             else:
                 yield item
 
@@ -269,13 +269,10 @@ class Changes:
         draft = Draft(cx, space, now)
         about = build(draft)
         row = cx.one("SELECT last_op FROM mount WHERE space_id = ? AND id = ?", space, HTTP)
-        first = row[0] + 1 if row else 1
-        for at in range(0, max(1, len(draft.ops)), OPS_MAX):
-            ops = draft.ops[at : at + OPS_MAX]
-            ask = wire.Commit(space, HTTP, first + at, ops, [] if at else list(stored))
-            committed = self._committer.run(cx, ask, author, now)
-            for result in committed.results:
-                result.check()
+        ask = wire.Commit(space, HTTP, row[0] + 1 if row else 1, draft.ops, list(stored))
+        committed = self._committer.run(cx, ask, author, now)
+        for result in committed.results:
+            result.check()
         # it is no mount that could be heard of, or be missed
         cx.run("UPDATE mount SET seen_ns = 0 WHERE space_id = ? AND id = ?", space, HTTP)
         view = View(cx, space)
