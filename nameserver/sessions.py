@@ -19,7 +19,7 @@ from nameserver.devices import Device, Devices
 from nameserver.gate import Identity
 from nameserver.nodes import NodeBook
 from nameserver.policy import Policy
-from nameserver.spaces import READ, Spaces
+from nameserver.spaces import NO_MOUNT, READ, Spaces
 
 _ID_MAX = 128
 LetGo = Callable[[SpaceId, MountId], None]
@@ -60,6 +60,8 @@ class Sessions:
         """Let a mount in (again). FORBIDDEN when its id is that of another user's mount."""
         if not ask.mount or len(ask.mount) > _ID_MAX or not ask.mount.isprintable():
             raise EverfoldError(Kind.INVALID, "not a mount's id", ask.mount[:80])
+        if ask.mount == NO_MOUNT:
+            raise EverfoldError(Kind.FORBIDDEN, "no mount may have this id", ask.mount)
         now = self._clock.time_ns()
         with self._db.write() as cx:
             space, name, seq = self._spaces.named(cx, who.user, ask.space)

@@ -23,7 +23,7 @@ TEAM: Final = "team:"  # a mount names a team folder's space by this and its num
 BELIEVED_S: Final = 0.5
 _FOREVER: Final = float("inf")
 _MOUNTS_KNOWN: Final = 10_000
-_NO_MOUNT: Final = "http"  # the name under which changes without a mount are numbered
+NO_MOUNT: Final = "http"  # the name under which changes without a mount are numbered
 
 
 class _Known(NamedTuple):
@@ -115,7 +115,7 @@ class Spaces:
         """
         whose = self._mounts.get((space, mount))
         if whose is None:
-            if mount == _NO_MOUNT:
+            if mount == NO_MOUNT:
                 raise EverfoldError(Kind.FORBIDDEN, "no mount may have this id", mount)
             with self._db.read() as cx:
                 row = cx.one("SELECT author FROM mount WHERE space_id = ? AND id = ?", space, mount)

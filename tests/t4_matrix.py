@@ -258,6 +258,7 @@ def test_the_mount_of_another_member_is_not_ones_own(stage):
         lambda: writer.names.drop_locks(wire.DropLocks(stage.space, theirs)),
         lambda: writer.names.feed(wire.FeedPoll(stage.space, theirs, Seq(0), 0.0)),
         lambda: writer.names.session(wire.Hello(theirs, "", f"team:{stage.space}")),
+        lambda: writer.names.session(wire.Hello(MountId("http"), "", f"team:{stage.space}")),
     ):
         with pytest.raises(EverfoldError) as refused:
             act()
