@@ -76,6 +76,7 @@ class Person:
         context = self.browser.new_context(
             viewport={"width": width, "height": 800},
             color_scheme="dark" if theme == "dark" else "light",
+            reduced_motion="reduce",  # no animations to wait for, which this browser paints itself
             has_touch=width < 500,
             is_mobile=width < 500,
             storage_state=state,
@@ -92,7 +93,8 @@ class Person:
             page = self.stranger()
             page.goto(self.url)
             sign_in(page, self.name, self.password)
-            self._state = page.context.storage_state()
+            # the cookie is the session; to fill the storage, too, costs a second for each window
+            self._state = {"cookies": page.context.cookies(), "origins": []}
         return self._state
 
     def _heard(self, message: ConsoleMessage) -> None:
