@@ -163,6 +163,22 @@ def test_a_team_folder_is_made_used_by_both_and_one_who_reads_may_not_change_it(
     expect(others.get_by_text("No team folders yet")).to_be_visible()
 
 
+def test_a_folder_that_is_there_is_shared_with_what_is_in_it(ann, bob):
+    save(ann, "Letters/old.txt", b"from before")
+    page, others = ann.page(), bob.page()
+
+    act(page, "Letters", "Share with people")
+    page.get_by_label("Name", exact=True).fill("bob")
+    page.get_by_role("button", name="Add", exact=True).click()
+    expect(page.get_by_label("Permission of bob")).to_have_value("write")
+    page.keyboard.press("Escape")
+    expect(row(page, "Letters")).to_contain_text("Team")
+    row(others, "Letters").locator(".open").click()
+
+    expect(row(others, "old.txt")).to_be_visible()
+    expect(others.get_by_role("button", name="Upload")).to_be_visible()
+
+
 # ---------------------------------------------------------------- oneself
 
 

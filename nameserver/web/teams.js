@@ -1,5 +1,5 @@
 // Team folders: folders that several people use, each in their own space.
-import { ApiError, get, post, remove, session, set } from "./api.js";
+import { get, post, remove, session, set } from "./api.js";
 import { attempt, button, confirm, empty, field, form, loading, open, toast, tool } from "./dialog.js";
 import { fill, h, hear, put, settled, tell } from "./dom.js";
 import { address, teams } from "./files.js";
@@ -44,16 +44,6 @@ async function create() {
   if (!made) return;
   tell("teams");
   await manage({ path: `/${made.path?.replace(/^\//, "") ?? ""}`, name: nameOf(made) }, made);
-}
-
-/** Make a folder a team folder. */
-async function begin(path, member) {
-  try {
-    return (await post("/api/teams", { path, members: [member] })).team;
-  } catch (err) {
-    const why = "This folder has a history of its own. Make a new team folder, and put there what is to be shared";
-    throw err.kind === "exists" ? new ApiError("said", why) : err;
-  }
 }
 
 /** Show who may use a folder, and change it. `team`: what is known of it, if it is a team folder. */
@@ -106,7 +96,7 @@ export function manage(item, team = null) {
       submit: async () => {
         const username = name.value.trim();
         if (team) await grant(username, may.value);
-        else team = await begin(item.path, { username, permission: may.value });
+        else team = (await post("/api/teams", { path: item.path, members: [{ username, permission: may.value }] })).team;
         name.value = "";
         toast(`${visible(username)} ${may.value === "read" ? "can view" : "can change"} it.`);
         await changed();

@@ -141,3 +141,14 @@ def fits(page: Page) -> bool:
     """Tell whether nothing sticks out to the side."""
     wide = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     return bool(page.evaluate(wide))
+
+
+def nameless(page: Page) -> list[str]:
+    """Return what can be used on the page, but says nothing to who hears it."""
+    script = """() => ['button', 'a[href]', 'input', 'select', 'meter', 'progress']
+        .flatMap(kind => [...document.querySelectorAll(kind)])
+        .filter(e => e.checkVisibility() && e.ariaHidden !== 'true')
+        .filter(e => !(e.ariaLabel || e.textContent.trim() || e.labels?.length))
+        .map(e => e.outerHTML.slice(0, 120))"""
+    found: list[str] = page.evaluate(script)
+    return found
