@@ -26,9 +26,9 @@ def cluster(tmp_path_factory) -> Iterator[RealCluster]:
 
 @pytest.fixture(scope="module")
 def people(cluster, chromium: Browser) -> dict[str, Person]:
-    """The admin, and two users who know nothing of each other."""
+    """The admin, and three users who know nothing of each other."""
     known = {"admin": Person(chromium, cluster.url, "admin", PASSWORD)}
-    for name in ("ann", "bob"):
+    for name in ("ann", "bob", "eve"):
         known["admin"].api.add_user(name, SECRET)
         known[name] = Person(chromium, cluster.url, name, SECRET)
     return known
@@ -50,6 +50,12 @@ def ann(people) -> Iterator[Person]:
 def bob(people) -> Iterator[Person]:
     yield people["bob"]
     people["bob"].close()
+
+
+@pytest.fixture
+def eve(people) -> Iterator[Person]:
+    yield people["eve"]
+    people["eve"].close()
 
 
 def save(person: Person, path: str, data: bytes = b"x") -> str:
@@ -204,11 +210,11 @@ def test_a_device_that_is_revoked_elsewhere_is_signed_out_and_told_so(ann):
     expect(mine).to_have_count(1)
 
 
-def test_usage_tells_what_there_is_in_words_too(bob):
-    save(bob, "one.txt", b"x" * 2048)
-    save(bob, "one.txt", b"y" * 1024)
-    save(bob, "two.png", b"z" * 4096)
-    page = bob.page("#/usage")
+def test_usage_tells_what_there_is_in_words_too(eve):
+    save(eve, "one.txt", b"x" * 2048)
+    save(eve, "one.txt", b"y" * 1024)
+    save(eve, "two.png", b"z" * 4096)
+    page = eve.page("#/usage")
 
     expect(page.get_by_role("heading", name="7.0 KB used")).to_be_visible()
     expect(page.locator(".tile", has_text="Versions")).to_contain_text("3")
