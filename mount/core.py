@@ -109,6 +109,8 @@ class Core(Knowledge):
         Who waits for the cluster is told at once. What the root is stays known: tools ask there
         what is the matter.
         """
+        if self.barred is not None:
+            return
         records, nbytes = self.shipper.backlog
         log.error(
             "the cluster lets this mount in no more (%s); %d changes, %d bytes that are not sent"

@@ -22,7 +22,7 @@ from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.extents import from_extents
 from everfold.http import with_retries
-from everfold.model import NOW, SIZE_MAX, Attr, Entry, Ino, Seq
+from everfold.model import NOW, ROOT, SIZE_MAX, Attr, Entry, Ino, Seq
 from everfold.services import Clock, NameService
 from mount import patience
 from mount.blockio import BlockIO
@@ -81,6 +81,10 @@ class Knowledge:
 
     # ------------------------------------------------------------ reading
 
+    def shut_out(self, why: EverfoldError) -> None:
+        """The cluster lets this mount in no more; afterwards what the root is is known."""
+        raise NotImplementedError
+
     def attr(self, ino: Ino) -> Attr:
         """Return the attributes of an inode, local changes included. NOT_FOUND, or STALE."""
         with self.lock:
@@ -96,7 +100,13 @@ class Knowledge:
         if content is not None and content.is_orphan:
             return self._orphan_attr(content)
         patience.require()
-        answer = self.read(lambda: self.names.attrs(wire.GetAttrs(self.space, [ino])))
+        try:
+            answer = self.read(lambda: self.names.attrs(wire.GetAttrs(self.space, [ino])))
+        except EverfoldError as err:
+            if ino != ROOT or err.kind is not Kind.UNAUTHENTICATED:
+                raise
+            self.shut_out(err)  # the feed hears of it soon; until then tools may ask, too
+            return self.attr(ROOT)
         if not answer.attrs:
             if content is not None and self._is_orphaned_soon(content):
                 return self._orphan_attr(content)

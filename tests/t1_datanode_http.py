@@ -372,7 +372,9 @@ class TestOpenness:
         assert 'everfold_datanode_puts_total{node="dn1"} 1\n' in metrics
         assert 'everfold_datanode_state{node="dn1",state="up"} 1\n' in metrics
         assert 'everfold_datanode_request_seconds_count{process="dn1",kind="put"} 1\n' in metrics
-        assert 'everfold_datanode_request_bytes_in_total{process="dn1",kind="put"} 1000\n' in metrics
+        assert (
+            'everfold_datanode_request_bytes_in_total{process="dn1",kind="put"} 1000\n' in metrics
+        )
         assert variables["used_bytes"] == 1000
         assert variables["counters"]["bytes_in"] == 1000
 
