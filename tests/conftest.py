@@ -13,11 +13,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness import machine
-from tests.harness.databases import database, database_url, postgres_server
+from tests.harness.databases import bare_url, database, database_url, postgres_server
 from tests.harness.folders import here, live, live_cluster
 
 # fixtures of every test module
-__all__ = ["database", "database_url", "here", "live", "live_cluster", "postgres_server"]
+__all__ = [
+    "bare_url", "database", "database_url", "here", "live", "live_cluster", "postgres_server",
+]  # fmt: skip
 
 EXPECTS = "expects_warnings"
 GRACE_S = 3.0  # for processes that a test ended without waiting for them

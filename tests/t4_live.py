@@ -15,40 +15,20 @@ from typing import Any
 import pytest
 import requests
 
-from tests.harness import machine, nodes
+from tests.harness import machine
 from tests.harness.authority import Authority
 from tests.harness.cluster import ROOT
-from tests.harness.databases import PostgresServer
 from tests.harness.listeners import WAIT_S, Listener
-from tests.harness.nameservers import PASSWORD, Nameserver, running
+from tests.harness.nameservers import PASSWORD, Nameserver, running, with_nodes
 
 COUNT = 4
 TRANSPORTS = ("websocket", "polling")
 
 
-@pytest.fixture(
-    scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
-)
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path_factory.mktemp('db')}/everfold.db"
-    server: PostgresServer = request.getfixturevalue("postgres_server")
-    return server.bare_database()
-
-
 @pytest.fixture(scope="module")
-def servers(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Nameserver]]:
+def servers(bare_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Nameserver]]:
     """Four processes on one database, and two datanodes."""
-    folder = tmp_path_factory.mktemp("servers")
-    with contextlib.ExitStack() as stack:
-        found = stack.enter_context(running(folder, COUNT, DATABASE_URL=url))
-        for k in range(2):
-            stack.enter_context(nodes.running(folder / "nodes", f"dn{k + 1}", found[k].url))
-        with found[0].api() as api:
-            machine.wait_until(
-                lambda: [n["state"] for n in api.nodes()] == ["up", "up"], WAIT_S, "nodes"
-            )
+    with with_nodes(tmp_path_factory.mktemp("servers"), COUNT, bare_url) as found:
         yield found
 
 
@@ -116,7 +96,7 @@ def _last(listener: Listener) -> str:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_who_loses_its_process_goes_on_at_another(servers, url, token, tmp_path, transport):
+def test_who_loses_its_process_goes_on_at_another(servers, bare_url, token, tmp_path, transport):
     session = requests.Session()
     session.headers["Authorization"] = f"Bearer {token}"
 
@@ -126,7 +106,7 @@ def test_who_loses_its_process_goes_on_at_another(servers, url, token, tmp_path,
             answer = session.post(route, json={"path": f"{transport}/{name}"}, timeout=WAIT_S)
             assert answer.status_code == 201, answer.text
 
-    with running(tmp_path, 1, DATABASE_URL=url) as (doomed,):
+    with running(tmp_path, 1, DATABASE_URL=bare_url) as (doomed,):
         client = Listener(doomed.url, token, (transport,))
         client.join()
         make("a", "b")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -25,37 +24,17 @@ from everfold.model import ROOT, Ino, Lock, LockKind, LockType, MountId, NodeId,
 from everfold.nameclient import NameClient
 from everfold.tokens import Signer
 from nameserver.db import Database
-from tests.harness import machine, nodes
-from tests.harness.databases import PostgresServer
-from tests.harness.nameservers import Nameserver, running
+from tests.harness import machine
+from tests.harness.nameservers import Nameserver, running, with_nodes
 from tests.harness.nodes import SECRET
 
 COUNT = 3
 
 
-@pytest.fixture(
-    scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
-)
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An empty database without a schema."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path_factory.mktemp('db')}/everfold.db"
-    server: PostgresServer = request.getfixturevalue("postgres_server")
-    return server.bare_database()
-
-
 @pytest.fixture(scope="module")
-def servers(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Nameserver]]:
+def servers(bare_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Nameserver]]:
     """Three processes that were started at once on an empty database, and two datanodes."""
-    folder = tmp_path_factory.mktemp("servers")
-    with contextlib.ExitStack() as stack:
-        found = stack.enter_context(running(folder, COUNT, DATABASE_URL=url))
-        for k in range(2):
-            stack.enter_context(nodes.running(folder / "nodes", f"dn{k + 1}", found[k].url))
-        with found[0].api() as api:
-            machine.wait_until(
-                lambda: [n["state"] for n in api.nodes()] == ["up", "up"], 20, "the nodes are up"
-            )
+    with with_nodes(tmp_path_factory.mktemp("servers"), COUNT, bare_url) as found:
         yield found
 
 
@@ -173,7 +152,7 @@ def test_failed_logins_are_counted_together(servers: list[Nameserver]) -> None:
     assert kinds == [Kind.UNAUTHENTICATED] * 10 + [Kind.RATE_LIMITED]
 
 
-def test_whoever_is_left_looks_after_the_cluster(servers: list[Nameserver], url: str) -> None:
+def test_whoever_is_left_looks_after_the_cluster(servers: list[Nameserver], bare_url: str) -> None:
     """Of three, the one that plans and another are killed; then a datanode falls silent."""
     for server in servers[:2]:
         server.kill()
@@ -185,7 +164,7 @@ def test_whoever_is_left_looks_after_the_cluster(servers: list[Nameserver], url:
     )  # fmt: skip
     assert status == 200, answer
 
-    db = Database(url)
+    db = Database(bare_url)
 
     def meta(key: str) -> Any:
         with db.read() as cx:

@@ -111,6 +111,17 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.new_database()
 
 
+@pytest.fixture(
+    scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+)
+def bare_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a database without a schema, once of each kind, for a whole module."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path_factory.mktemp('db')}/everfold.db"
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return server.bare_database()
+
+
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     """A database with its schema in place, once of each kind."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from everfold.api import Api
-from tests.harness import machine
+from tests.harness import machine, nodes
 from tests.harness.cluster import ROOT
 from tests.harness.nodes import SECRET
 
@@ -99,3 +99,17 @@ def running(folder: Path, count: int, *flags: str, **env: str) -> Iterator[list[
         for each in all_:
             if each.process is not None and each.process.poll() is None:
                 each.kill()
+
+
+@contextlib.contextmanager
+def with_nodes(folder: Path, count: int, url: str) -> Iterator[list[Nameserver]]:
+    """Run processes on the database at `url`, and two datanodes that are up."""
+    with contextlib.ExitStack() as stack:
+        found = stack.enter_context(running(folder, count, DATABASE_URL=url))
+        for k in range(2):
+            stack.enter_context(nodes.running(folder / "nodes", f"dn{k + 1}", found[k].url))
+        with found[0].api() as api:
+            machine.wait_until(
+                lambda: [n["state"] for n in api.nodes()] == ["up", "up"], START_S, "the nodes"
+            )
+        yield found
