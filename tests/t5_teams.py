@@ -208,7 +208,8 @@ def test_what_could_not_be_sent_before_a_removal_is_kept_and_sent_after_a_return
         (place / "unsent").write_bytes(b"unsent")
         owner.call("DELETE", team.member(writer))
         soon(lambda: not place.exists(), "the folder is gone")
-        soon(lambda: "not sent stay in" in writer.said(), "the log tells")
+        # What waits for the nodes gives them their time first.
+        machine.wait_until(lambda: "not sent stay in" in writer.said(), 60, "the log tells")
     finally:
         for node in nodes:
             cluster.signal(node, signal.SIGCONT)
