@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -53,7 +54,7 @@ class Unknown(Exception):
         self.fetch = fetch
 
 
-class Knowledge:
+class Knowledge(ABC):
     """See the module's docstring."""
 
     def __init__(
@@ -81,9 +82,9 @@ class Knowledge:
 
     # ------------------------------------------------------------ reading
 
+    @abstractmethod
     def shut_out(self, why: EverfoldError) -> None:
         """The cluster lets this mount in no more; afterwards what the root is is known."""
-        raise NotImplementedError
 
     def attr(self, ino: Ino) -> Attr:
         """Return the attributes of an inode, local changes included. NOT_FOUND, or STALE."""

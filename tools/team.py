@@ -70,8 +70,7 @@ def add(verbs: command.Verbs) -> None:
 
 
 def _api(args: argparse.Namespace) -> Api:
-    login = Home().login(args.server)
-    return Api(login.server, login.token, login.ca_file)
+    return Home().login(args.server).api()
 
 
 def _members(words: list[str]) -> list[tuple[str, str]]:
