@@ -14,8 +14,11 @@ import socketio.exceptions
 import websocket
 
 from everfold.clock import SystemClock
+from everfold.model import UserId
 from nameserver.app import create_app
 from nameserver.db import Database
+from nameserver.files.events import Events
+from nameserver.files.positions import Sights
 from nameserver.files.service import FileService
 from nameserver.live import follower, hub
 from nameserver.live.outbox import ROOM
@@ -153,6 +156,26 @@ def test_a_team_folder_is_heard_of_under_ones_own_path_while_one_may(cluster, me
     assert "/Plans/hidden.txt" not in _paths(client)
     assert len(set(client.ids)) == len(client.ids)
     assert f"{team['id']}:" in position
+
+
+def test_a_team_folder_that_begins_while_one_joins_is_heard_of(cluster, me, listen, monkeypatch):
+    member = Browser(cluster.app, cluster.user(f"joining-{id(listen)}"))
+    name = member.good("GET", "/api/auth/profile")["user"]["username"]
+    client = listen(token=member.token)
+    asked, members = Events.sights, [{"username": name, "permission": "read"}]
+
+    def sights(self: Events, user: UserId) -> Sights:
+        seen = asked(self, user)
+        if threading.current_thread().name != "live":  # the follower's; else it is the join
+            monkeypatch.setattr(Events, "sights", asked)
+            me.good("POST", "/api/teams", {"path": "Plans", "members": members})
+        return seen
+
+    monkeypatch.setattr(Events, "sights", sights)
+    client.join()
+    me.upload("Plans/x.txt", b"x")
+
+    wait_until(lambda: "/Plans/x.txt" in _paths(client), WAIT_S, "the team's event")
 
 
 def _paths(client: Listener) -> list[str]:

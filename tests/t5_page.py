@@ -326,7 +326,6 @@ def test_text_images_and_pdf_are_shown_and_nothing_in_a_file_ever_runs(me, here)
     }.items():  # fmt: skip
         (here / name).write_bytes(data)
     page = me.page(at(here))
-    title = page.title()
 
     row(page, "a.html").locator(".open").click()
     expect(page.locator(".stage pre")).to_have_text(EVIL)
@@ -343,7 +342,7 @@ def test_text_images_and_pdf_are_shown_and_nothing_in_a_file_ever_runs(me, here)
     page.keyboard.press("Escape")
 
     expect(page.locator("dialog")).to_have_count(0)
-    assert page.title() == title
+    expect(page).to_have_title("Files – Everfold")
 
 
 def test_a_file_opened_by_its_address_cannot_reach_the_session(me, here):

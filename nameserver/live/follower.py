@@ -29,7 +29,6 @@ PAGE: Final = 100  # events of what somebody missed, told at once
 _PAGES: Final = 4  # of those between two looks at what is new
 _LOOK_S: Final = 1.0  # so late is a lost bell
 _FEW: Final = 4  # spaces that are read without asking first
-_UNKNOWN: Final = -1
 _OWN_NAMES: Final = frozenset({"file_uploaded", "file_deleted"})
 
 
@@ -71,10 +70,11 @@ class Follower:
             heard = {sight.space for guest in joined for sight in guest.sights}
         self._is_busy = False
         self._keep_streams(joined)
+        read_ns = self._clock.time_ns()
         moved = self._advance(heard | self._missing(joined))
         if not was_sure:  # some of what was read may not have been told
             moved = set(self._streams)
-        self._look_again(joined, moved)
+        self._look_again(joined, moved, read_ns)
         pages = _PAGES
         for guest in joined:
             if guest.is_behind or any(sight.space in moved for sight in guest.sights):
@@ -197,20 +197,25 @@ class Follower:
                     raise
                 guest.line.end()
 
-    def _look_again(self, joined: Collection[Guest], moved: Collection[SpaceId]) -> None:
-        """Ask again what those see whose team folders came, went or have moved."""
-        now_ns = self._clock.time_ns()
+    def _look_again(
+        self, joined: Collection[Guest], moved: Collection[SpaceId], read_ns: int
+    ) -> None:
+        """Ask again what those see whose team folders came, went or have moved.
+
+        What they are at was read at `read_ns` or later. Of somebody who has just joined it is not
+        known which team folders there were when their sights were read: they are asked once more.
+        """
         for guest in joined:
             with guest.lock:
                 if not guest.sights:
                     continue
                 home = guest.sights[0].space
                 stream = self._streams.get(home)
-                teams = stream.teams if stream is not None else guest.teams
-                is_known = guest.teams in (teams, _UNKNOWN)
-                if not is_known or (len(guest.sights) > 1 and home in moved):
+                if stream is None:
+                    continue  # joined after this round began
+                if guest.teams != stream.teams or (len(guest.sights) > 1 and home in moved):
                     self._see(guest)
-                guest.teams, guest.seen_ns = teams, now_ns
+                guest.teams, guest.seen_ns = stream.teams, read_ns
 
     def _see(self, guest: Guest) -> None:
         """Let a guest see what is open to them now. Lock held.

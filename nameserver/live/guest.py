@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from typing import Protocol
+from typing import Final, Protocol
 
 from nameserver.files.positions import Position, Sights
 from nameserver.gate import Identity
+
+TEAMS_UNKNOWN: Final = -1  # no generation: the team folders are looked at again
 
 
 class Line(Protocol):
@@ -42,5 +44,5 @@ class Guest:
         self.position: Position = {}
         self.misses = False  # is still told, in pages, what happened before it joined
         self.is_behind = False  # something waits to be told
-        self.teams = -1  # the generation of their team folders when `sights` was asked for
-        self.seen_ns = 0  # and when that was; both unknown until they joined
+        self.teams = TEAMS_UNKNOWN  # the generation of their team folders in `sights`
+        self.seen_ns = 0  # and when these were asked for, or before; 0 until they joined

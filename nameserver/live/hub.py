@@ -20,7 +20,7 @@ from nameserver.files.positions import told
 from nameserver.gate import Gate, Identity
 from nameserver.hearing import Ear
 from nameserver.live.follower import CHECK_S, Encode, Follower, page
-from nameserver.live.guest import Guest, Line
+from nameserver.live.guest import TEAMS_UNKNOWN, Guest, Line
 
 Json = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class Hub:
     def join(self, guest: Guest, since: str, device: DeviceId) -> Json:
         """Tell this guest of everything from now on: after `since`, if that is not empty, or
         after what `device` followed, if it ever said so. INVALID."""
+        now_ns = self._clock.time_ns()
         sights = self._events.sights(guest.who.user)
         misses = bool(since) or self._events.has_followed(device)
         if since:
@@ -86,7 +87,7 @@ class Hub:
             position = self._events.now(sights)
         with guest.lock:
             guest.sights, guest.position, guest.misses = sights, position, misses
-            guest.is_behind, guest.teams, guest.seen_ns = True, -1, self._clock.time_ns()
+            guest.is_behind, guest.teams, guest.seen_ns = True, TEAMS_UNKNOWN, now_ns
         self.wake()
         return {"room": _room(guest.who), "position": told(position, sights)}
 

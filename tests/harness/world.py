@@ -265,7 +265,7 @@ def names(client: Client, path: str) -> list[str]:
     return [name for name in found if name not in (".", "..")]
 
 
-def eventually(what: Callable[[], bool], within_s: float = 10.0) -> bool:
+def eventually(what: Callable[[], bool], within_s: float = 30.0) -> bool:
     """Wait until something becomes true; False when it does not in time."""
     ends = time.monotonic() + within_s
     pause = threading.Event()
