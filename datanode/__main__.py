@@ -17,7 +17,7 @@ from datanode.commands import Commands
 from datanode.copying import Copier, Peers
 from datanode.node import Identity, Node
 from datanode.scrub import Scrub
-from everfold import config, log, memory, readiness, serving, tls
+from everfold import config, log, memory, readiness, serving, tls, tuning
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError, Kind
 from everfold.files import Files
@@ -104,6 +104,7 @@ def _run(
             beat.start()
             scrub.start()
             memory.give_back_at_rest()
+            tuning.settle()
             readiness.tell()
             if args.ready_file:
                 _tell(args.ready_file, {"id": args.id, "url": url, "root": str(args.root)})

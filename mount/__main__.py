@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from types import FrameType
 from typing import Protocol
 
 from everfold import log as logs
-from everfold import memory, readiness, wire
+from everfold import memory, readiness, tuning, wire
 from everfold.config import CA_FILE
 from everfold.errors import EverfoldError
 from mount import patience
@@ -40,8 +39,6 @@ from mount.teams import Covers
 
 log = logging.getLogger("mount")
 READY_S = 20.0
-SWITCH_S = 0.0005
-GARBAGE = (20_000, 20, 20)
 
 
 class Driver(Protocol):
@@ -88,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     words = [word for each in args.options for word in each.split(",") if word]
     if not args.foreground and (status := _into_background()) is not None:
         return status
-    _tune()
+    tuning.settle()
     logs.set_up(path=args.log_file)
     try:
         client = _open(args, "ro" in words)
@@ -176,18 +173,6 @@ def _attend(parting: Parting) -> None:
     while os.read(0, 64):
         pass
     parting.leave_for_good()
-
-
-def _tune() -> None:
-    """Set the interpreter up for one thread that answers and others that work.
-
-    Each answer lets other threads run, and waits a switch interval if one of them computes:
-    of the default 5 ms small files were a third slower. There is hardly any garbage in cycles,
-    and much that lives long: looking for it took 3 % of the time.
-    """
-    sys.setswitchinterval(SWITCH_S)
-    gc.set_threshold(*GARBAGE)
-    gc.freeze()
 
 
 def _open(args: argparse.Namespace, is_read_only: bool) -> Client:

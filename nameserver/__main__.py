@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from everfold import config, log, memory, readiness, serving, tls
+from everfold import config, log, memory, readiness, serving, tls, tuning
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError
 from everfold.exchange import Front
 from everfold.http import HttpTransport
+from everfold.statefile import write_private
 from nameserver import secretfile
 from nameserver.app import create_app
 from nameserver.db import Database
@@ -106,6 +107,7 @@ def _serve(
     memory.give_back_at_rest()
     service.load.start()
     front = create_app(service)
+    tuning.settle()
     serving.serve(
         Front(front.direct, BehindProxies(front.rest, settings.trusted_proxies)),
         sock,
@@ -156,11 +158,7 @@ def _write_ready(path: Path, url: str, admin: FirstAdmin | None, workers: Sequen
         "admin": admin._asdict() if admin else None,
         "workers": list(workers),
     }
-    fresh = path.with_name(path.name + ".new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        json.dump(told, file)
-    os.replace(fresh, path)
+    write_private(path, json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from everfold.errors import EverfoldError, Kind
-from tools.home import read_json, write_private
+from everfold.statefile import read_json, write_private
 
 SECRETS = ("SECRET_KEY", "JWT_SECRET_KEY", "CLUSTER_SECRET")
 _LINGER_S = 15.0  # for the children of a supervisor that was killed to end

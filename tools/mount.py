@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 from everfold.errors import EverfoldError, Kind
+from everfold.statefile import read_json
 from tools import command, mountpoint
-from tools.home import Home, Login, MountRecord, read_json
+from tools.home import Home, Login, MountRecord
 from tools.supervisor import python
 
 READY_S = 180.0  # what an earlier driver left is sent first
