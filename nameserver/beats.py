@@ -22,8 +22,10 @@ from nameserver.blocks import BlockTokens, select_in
 from nameserver.db import Cx, Database, Row
 from nameserver.nodes import LIVE, Member, NodeBook
 from nameserver.policy import Policy
+from nameserver.presence import WRITTEN_S
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HEARD = (NodeState.UP, NodeState.DRAINING)  # of who is in another state a beat is news
 _YOUNG_NS = 10_000_000_000  # a block this fresh may have been put after the list was written
 _RANGE = "r.space_id = ? AND r.block >= ? AND r.block <= ? AND r.node = ?"
 _HELD = f"SELECT r.space_id, r.block FROM replica r WHERE {_RANGE} AND r.is_bad < 2"
@@ -52,12 +54,17 @@ class Beats:
         self._policy = policy
         self._nodes = nodes
         self._tokens = tokens
+        self._written: dict[NodeId, float] = {}  # monotonic: when its beat was last a commit
 
     def beat(self, ask: wire.Heartbeat) -> wire.BeatReply:
         """Take a node's report and hand out its commands. A new node is let in."""
         _check(ask)
         now = self._clock.time_ns()
         added = self._unknown(ask)
+        if not added and self._is_no_news(ask, now):
+            member = self._nodes.members()[ask.node]
+            self._compare(member, ask.digests, now)
+            return wire.BeatReply(member.state, self._policy.beat_s, [])
         with self._db.write() as cx:
             _seen(cx, ask, now)
             rotted = {(h.space, h.block) for h in ask.bad}
@@ -72,10 +79,31 @@ class Beats:
             is_busy = bool(commands) and tasks.any_unsent(cx, ask.node)
         if is_news:
             self._nodes.changed()
-        if ask.digests and member.state in LIVE:
-            self._compare(ask.node, ask.digests, now)
+        else:
+            self._nodes.forget_picture()
+        self._written[ask.node] = self._clock.monotonic()
+        self._compare(member, ask.digests, now)
         beat_s = self._policy.busy_beat_s if is_busy else self._policy.beat_s
         return wire.BeatReply(member.state, beat_s, commands)
+
+    def _is_no_news(self, ask: wire.Heartbeat, now_ns: int) -> bool:
+        """Tell whether a beat says only that the node is there, and have that noted.
+
+        Nearly all do, while nobody writes; see `presence` for what else they would cost. That
+        the node is heard of before it counts as silent is all that this answer rests on.
+        """
+        if ask.removed or ask.bad or ask.lists:
+            return False
+        written = self._written.get(ask.node)
+        if written is None or self._clock.monotonic() - written > WRITTEN_S:
+            return False
+        member = self._nodes.members().get(ask.node)
+        if member is None or member.state not in _HEARD or _has_changed(member, ask):
+            return False
+        with self._db.read() as cx:
+            if tasks.any_unsent(cx, ask.node):
+                return False
+        return self._nodes.heard(ask.node, now_ns)
 
     def _unknown(self, ask: wire.Heartbeat) -> Sequence[wire.Held]:
         """Return those of the blocks that came which the map has not on this node.
@@ -141,7 +169,11 @@ class Beats:
 
     # ------------------------------------------------------------ drift
 
-    def _compare(self, node: NodeId, digests: Sequence[wire.PrefixDigest], now_ns: int) -> None:
+    def _compare(self, member: Member, digests: Sequence[wire.PrefixDigest], now_ns: int) -> None:
+        """Have a node list what it has where that is not what the map has."""
+        if not digests or member.state not in LIVE:
+            return
+        node = member.id
         with self._db.read() as cx:
             differ = [d.prefix for d in digests if _digest(cx, node, d.prefix) != (d.count, d.xor)]
         if differ:
@@ -180,6 +212,14 @@ def _check(ask: wire.Heartbeat) -> None:
     prefixes = [d.prefix for d in ask.digests] + [one.prefix for one in ask.lists]
     if any(not 0 <= prefix <= 255 for prefix in prefixes):
         raise EverfoldError(Kind.INVALID, "a prefix is one byte")
+
+
+def _has_changed(member: Member, ask: wire.Heartbeat) -> bool:
+    """Tell whether a beat says other things of its node than the table."""
+    there = (ask.url.rstrip("/"), ask.zone[:64], ask.boot[:64], ask.capacity, ask.used, ask.blocks)
+    known = (member.url, member.zone, member.boot, member.capacity, member.used, member.blocks)
+    # What is free moves by itself where others use the disk, too.
+    return there != known or abs(ask.free - member.free) > member.free // 64
 
 
 def _seen(cx: Cx, ask: wire.Heartbeat, now_ns: int) -> None:

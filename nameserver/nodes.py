@@ -17,6 +17,7 @@ from everfold.model import Node, NodeId, NodeState
 from everfold.services import Clock
 from nameserver.db import Cx, Database, Row
 from nameserver.policy import Policy
+from nameserver.presence import presence
 
 _FRESH_S = 0.1  # how old a process's picture of the nodes may be
 _WORDS = {"failed": NodeState.FAILED, "removed": NodeState.REMOVED}
@@ -67,6 +68,7 @@ class NodeBook:
         self._clock = clock
         self._policy = policy
         self._ring = ring
+        self._presence = presence(db)
         self._lock = threading.Lock()  # guards the two below
         self._members: dict[NodeId, Member] = {}
         self._as_of = float("-inf")
@@ -95,7 +97,7 @@ class NodeBook:
         return {row[0]: self._member(row, now) for row in rows}
 
     def _member(self, row: Row, now_ns: int) -> Member:
-        silent_s = max(0.0, (now_ns - row[9]) / 1e9)
+        silent_s = max(0.0, (now_ns - max(row[9], self._presence.last(row[0]))) / 1e9)
         state = state_of(row[3], silent_s, self._policy)
         return Member(*(*row[:9], silent_s, state))
 
@@ -126,6 +128,10 @@ class NodeBook:
         return member
 
     # ------------------------------------------------------------ telling
+
+    def heard(self, node: NodeId, now_ns: int) -> bool:
+        """Note that a node that is not silent has beaten; False when it must be written down."""
+        return self._presence.note(node, now_ns)
 
     def tell(self, cx: Cx) -> bool:
         """Write down the states if they changed since they were last told; tell whether.

@@ -126,24 +126,29 @@ class Rounds:
 
     def _doubted(self, cx: Cx) -> list[Found]:
         """Return blocks with a bad copy, unless only an absent node can tell more about it."""
+        members = self._nodes.read(cx).values()
+        heard = [m.id for m in members if m.silent_s < self._policy.suspect_s] or [NodeId("")]
         return self._found(
             cx,
-            "SELECT DISTINCT r.space_id, r.block FROM replica r JOIN node n ON n.id = r.node"
-            " WHERE r.is_bad > 0 AND (r.is_bad = 2 OR n.seen_ns > ?) LIMIT ?",
-            self._clock.time_ns() - int(self._policy.suspect_s * 1e9),
+            "SELECT DISTINCT r.space_id, r.block FROM replica r"
+            f" WHERE r.is_bad > 0 AND (r.is_bad = 2 OR r.node IN ({_marks(heard)})) LIMIT ?",
+            *heard,
             _THIN,
         )
 
     def _surplus(self, cx: Cx) -> list[Found]:
         """Return blocks with more copies than wanted, or with copies on nodes being emptied."""
+        members = self._nodes.read(cx).values()
+        heard = [m.id for m in members if m.state in (NodeState.UP, NodeState.DRAINING)] or [
+            NodeId("")
+        ]
         return self._found(
             cx,
-            "SELECT r.space_id, r.block FROM replica r JOIN node n ON n.id = r.node"
-            " LEFT JOIN space s ON s.id = r.space_id"
-            " WHERE r.is_bad = 0 AND n.wanted IN ('', 'draining') AND n.seen_ns > ?"
+            "SELECT r.space_id, r.block FROM replica r LEFT JOIN space s ON s.id = r.space_id"
+            f" WHERE r.is_bad = 0 AND r.node IN ({_marks(heard)})"
             " GROUP BY r.space_id, r.block, s.replicas"
             " HAVING count(*) > coalesce(nullif(s.replicas, 0), ?) LIMIT ?",
-            self._clock.time_ns() - int(self._policy.suspect_s * 1e9),
+            *heard,
             self._policy.replicas,
             _THIN,
         )

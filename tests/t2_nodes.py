@@ -12,6 +12,7 @@ from everfold.errors import EverfoldError, Kind
 from everfold.model import NodeId, NodeState, SpaceId
 from everfold.tokens import Signer
 from nameserver.db import Database
+from nameserver.presence import WRITTEN_S, presence
 from nameserver.service import Service
 from tests.harness.service import KEYS, Desk, ObedientNode
 
@@ -172,6 +173,58 @@ def test_states_survive_a_restart_of_the_nameserver(desk: Desk, database: Databa
 
     assert again.nodes.get(NodeId("dn2")).state is NodeState.FAILED
     assert again.nodes.get(NodeId("dn1")).state is NodeState.UP
+
+
+def test_beats_without_news_are_heard_by_every_process_and_are_no_commits(
+    desk: Desk, database: Database
+) -> None:
+    desk.pass_time(1.0)
+    written, before = seen(database), desk.clock.time_ns()
+    desk.pass_time(10.0)
+    elsewhere = Service(database, desk.clock, desk.policy, KEYS).nodes
+
+    assert {m.state for m in elsewhere.members().values()} == {NodeState.UP}
+    if not database.is_postgres:
+        assert seen(database) == written
+    desk.pass_time(WRITTEN_S)
+    assert min(seen(database)) > before
+
+    desk.silent = {"dn1"}
+    desk.pass_time(desk.policy.down_s)
+    assert elsewhere.fresh()[0].state is NodeState.DOWN
+    desk.silent = set()
+    desk.pass_time(0.5)
+    assert elsewhere.fresh()[0].state is NodeState.UP
+
+
+def seen(database: Database) -> list[int]:
+    with database.read() as cx:
+        return [row[0] for row in cx.all("SELECT seen_ns FROM node ORDER BY id")]
+
+
+def test_what_a_quiet_node_says_of_itself_is_in_the_table_once_it_changes(desk: Desk) -> None:
+    desk.pass_time(1.0)
+    node = desk.nodes["dn1"]
+
+    node.free //= 2
+    desk.beat("dn1")
+    assert desk.service.nodes.get(node.id).free == node.free
+    node.restart("another boot")
+    desk.beat("dn1")
+    assert desk.service.nodes.get(node.id).boot == "another boot"
+
+
+def test_more_nodes_than_can_be_noted_are_heard_all_the_same(database: Database) -> None:
+    noted = presence(database)
+    if database.is_postgres:
+        assert not noted.note(NodeId("unknown"), 1)
+        return
+    names = [NodeId(f"n{k}") for k in range(3000)]
+    kept = [name for name in names if noted.note(name, 7)]
+
+    assert 2000 < len(kept) < 3000
+    assert {noted.last(name) for name in kept} == {7}
+    assert {presence(database).last(name) for name in names} == {7, 0}
 
 
 def test_a_nodes_token_is_good_until_it_expires_however_often_it_was_used(desk: Desk) -> None:

@@ -97,7 +97,8 @@ def test_a_node_that_is_lost_costs_nothing_and_its_copies_are_made_again(cluster
         20,
         "two copies of everything on the nodes that are left",
     )
-    assert figures(cluster)["missing"] == 0
+    # Not at once where a starved machine lets one of these beat late, too.
+    machine.wait_until(lambda: figures(cluster)["missing"] == 0, 20, "each block on a live node")
 
 
 @pytest.mark.expects_warnings

@@ -61,9 +61,12 @@ def _ask(verb: str, database_url: str, keys: Secrets, username: str, device: str
             start_new_session=True,  # Ctrl-C is for us to deal with
             check=False,
         )
-        answer = json.loads(done.stdout)
-    except (OSError, subprocess.TimeoutExpired, ValueError) as err:
+    except (OSError, subprocess.TimeoutExpired) as err:
         raise EverfoldError(Kind.UNAVAILABLE, f"no token could be made: {err}") from err
+    if done.returncode != 0:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise EverfoldError(Kind.INTERNAL, f"no token could be made: {last}")
+    answer = json.loads(done.stdout)
     if isinstance(answer, dict):
         raise EverfoldError.from_wire(answer["error"])
     return Minted(*answer)
