@@ -1,15 +1,13 @@
 """What the nameserver does by itself: one thread that looks around four times a second.
 
-Of all processes on a database one holds the planner's lease and does the work; the others
-only wait for it. After a start nothing is repaired until the nodes that are known have
+Of all processes on a database one has the right to plan (`planning`) and does the work; the
+others only wait for it. After a start nothing is repaired until the nodes that are known have
 reported or a few seconds have passed (safe mode): their silence was ours.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import secrets
 import threading
 import time
 
@@ -17,9 +15,10 @@ from everfold.errors import EverfoldError
 from everfold.model import NodeState
 from everfold.services import Clock
 from nameserver import gc, tasks
-from nameserver.db import Cx, Database
+from nameserver.db import Database
 from nameserver.files.uploads import expire
 from nameserver.nodes import NodeBook
+from nameserver.planning import planning
 from nameserver.policy import Policy
 from nameserver.rounds import Rounds
 from nameserver.sessions import Sessions
@@ -47,8 +46,7 @@ class Driver:
         self._nodes = nodes
         self._sessions = sessions
         self._rounds = Rounds(db, clock, policy, nodes)
-        self._who = secrets.token_hex(8)
-        self._leased_until_ns = 0
+        self._planning = planning(db, clock, policy)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._started = clock.monotonic()
@@ -63,11 +61,13 @@ class Driver:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; returns when the thread is done and the lease is given back."""
+        """End; returns when the thread is done and another process may plan."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(5.0)
             self._thread = None
+        else:
+            self._give_back()
 
     def _run(self) -> None:
         failures = 0
@@ -81,15 +81,18 @@ class Driver:
                     _log.warning("cannot look after the cluster (%d times): %s", failures, err)
             except Exception:  # noqa: BLE001  # a defect must not end the watch; it is logged
                 _log.exception("looking after the cluster failed")
-        try:
-            self._give_back()
-        except EverfoldError as err:
-            _log.warning("the planner's lease is left to expire: %s", err)
+        self._give_back()
         self._db.close()
+
+    def _give_back(self) -> None:
+        try:
+            self._planning.give_back()
+        except EverfoldError as err:
+            _log.warning("the right to plan is left to expire: %s", err)
 
     def tick(self) -> None:
         """Look around once, and do what is due."""
-        if not self._has_lease():
+        if not self._planning.is_ours():
             return
         self._nodes.tell_now()
         now = self._clock.monotonic()
@@ -145,44 +148,3 @@ class Driver:
                         tasks.discard(cx, member.id)
         for mount in self._sessions.expire():
             _log.info("mount %s fell silent; what it held is let go", mount)
-
-    # ------------------------------------------------------------ the lease
-
-    def _has_lease(self) -> bool:
-        now = self._clock.time_ns()
-        ttl = int(self._policy.lease_s * 1e9)
-        if self._leased_until_ns - now > ttl // 2:
-            return True
-        with self._db.read() as cx:
-            if self._is_anothers(cx, now):
-                return False
-        with self._db.write() as cx:
-            if self._is_anothers(cx, now):
-                return False
-            row = cx.one("SELECT value FROM meta WHERE key = 'planner'")
-            fresh = json.dumps({"who": self._who, "until": now + ttl})
-            if row is None:
-                got = cx.run(
-                    "INSERT INTO meta (key, value) VALUES ('planner', ?) ON CONFLICT DO NOTHING",
-                    fresh,
-                )
-            else:
-                got = cx.run(
-                    "UPDATE meta SET value = ? WHERE key = 'planner' AND value = ?", fresh, row[0]
-                )
-        if got:
-            self._leased_until_ns = now + ttl
-        return bool(got)
-
-    def _is_anothers(self, cx: Cx, now_ns: int) -> bool:
-        """Tell whether another process holds the lease; there may be many that wait for it."""
-        row = cx.one("SELECT value FROM meta WHERE key = 'planner'")
-        held = json.loads(row[0]) if row else None
-        return held is not None and held["who"] != self._who and held["until"] > now_ns
-
-    def _give_back(self) -> None:
-        if self._leased_until_ns:
-            with self._db.write() as cx:
-                cx.run(
-                    "DELETE FROM meta WHERE key = 'planner' AND value LIKE ?", f'%"{self._who}"%'
-                )

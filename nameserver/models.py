@@ -36,7 +36,7 @@ def tables(db: pw.Database) -> SimpleNamespace:
     class Meta(Base):
         """Facts of the cluster: `schema`, `nodes_gen` (moves on with every change of a
         node's state), `node_states` (JSON, as `nodes_gen` last told them), `cluster_id`,
-        `planner` (JSON: which process plans repairs, until when)."""
+        `planner` (PostgreSQL; JSON: which process plans repairs, until when)."""
 
         key = pw.TextField(primary_key=True)
         value = pw.TextField()

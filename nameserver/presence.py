@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import mmap
 import os
 import threading
@@ -20,6 +21,7 @@ from typing import Final, Protocol
 from everfold.model import NodeId
 from nameserver.db import Database
 
+_log = logging.getLogger(__name__)
 WRITTEN_S: Final = 30.0  # so often a beat is a commit all the same
 _WORDS: Final = 3  # of a slot: two of the name's hash, one of the time
 _SLOTS: Final = 2048
@@ -86,6 +88,13 @@ class _InMemory:
         known = self._slots.get(node)
         if known is not None:
             return known
+        try:
+            return self._find(node, may_make)
+        except OSError as err:
+            _log.warning("beats become commits: %s cannot be used: %s", self._path, err)
+            return None
+
+    def _find(self, node: NodeId, may_make: bool) -> int | None:
         with self._lock:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -101,7 +110,7 @@ class _InMemory:
     def _mapped(self, fd: int) -> memoryview:
         if self._words is None:
             if os.fstat(fd).st_size < _SIZE:
-                os.ftruncate(fd, _SIZE)
+                os.posix_fallocate(fd, 0, _SIZE)  # a hole on a full disk would be a SIGBUS
             self._words = memoryview(mmap.mmap(fd, _SIZE)).cast("q")
         return self._words
 

@@ -424,6 +424,8 @@ def test_only_one_process_plans_and_another_takes_over(desk: Desk, database: Dat
     other.clock.move(4.0 - POLICY.lease_s)
     other.service.driver.tick()
     assert other.service.status.figures()["repairing"] == 0
+    if not database.is_postgres:  # there a lease runs out by itself; here a lock ends
+        desk.service.driver.stop()
     other.pass_time(12.0)
 
     assert len(other.holders(SPACE, block)) == 2

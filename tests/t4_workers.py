@@ -175,9 +175,10 @@ def test_whoever_is_left_looks_after_the_cluster(servers: list[Nameserver], bare
         lambda: meta("node_states").get("dn9", [""])[0] == NodeState.DOWN.value, 20,
         "it is written down that dn9 is silent",
     )  # fmt: skip
-    machine.wait_until(
-        lambda: meta("planner")["until"] > time.time_ns(), 20, "the last one holds the lease"
-    )
+    if db.is_postgres:  # on SQLite the lock that it holds says the same
+        machine.wait_until(
+            lambda: meta("planner")["until"] > time.time_ns(), 20, "the last one holds the lease"
+        )
     db.close()
 
 

@@ -8,6 +8,7 @@ is in it). Everything is mode 0600/0700 and replaced by rename, never rewritten 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -123,3 +124,8 @@ class Home:
     def forget_mount(self, mountpoint: str) -> None:
         """Forget a mount; its cache and journal stay."""
         self.mount_folder(mountpoint).with_suffix(".json").unlink(missing_ok=True)
+
+
+def api_of(args: argparse.Namespace) -> Api:
+    """Return a client for whoever is logged in where a command line says (``--server``)."""
+    return Home().login(args.server).api()

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from everfold.api import Api
 from everfold.errors import EverfoldError, Kind
 from tools import command
 from tools.embedded import Embedded
-from tools.home import Home
+from tools.home import Home, api_of
 from tools.status import print_nodes
 from tools.supervisor import python
 
@@ -149,13 +150,9 @@ def _add_remove(actions: command.Verbs) -> None:
     _server(parser)
 
 
-def _api(args: argparse.Namespace) -> Api:
-    return Home().login(args.server).api()
-
-
 def run_list(args: argparse.Namespace) -> int:
     """List the datanodes."""
-    with _api(args) as api:
+    with api_of(args) as api:
         nodes = api.nodes()
     if args.json:
         command.print_json(nodes)
@@ -166,7 +163,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_fail(args: argparse.Namespace) -> int:
     """Declare a datanode dead."""
-    with _api(args) as api:
+    with api_of(args) as api:
         api.fail_node(args.id)
     command.say(f"{args.id} counts as failed.")
     return command.DONE
@@ -174,7 +171,7 @@ def run_fail(args: argparse.Namespace) -> int:
 
 def run_repair(args: argparse.Namespace) -> int:
     """Take a datanode back; perhaps wait until all is as it should be."""
-    with _api(args) as api:
+    with api_of(args) as api:
         api.repair_node(args.id)
         if args.wait:
             _wait_whole(api, args.id, args.timeout)
@@ -185,7 +182,7 @@ def run_repair(args: argparse.Namespace) -> int:
 
 def run_drain(args: argparse.Namespace) -> int:
     """Empty a datanode; perhaps wait until nothing needs it."""
-    with _api(args) as api:
+    with api_of(args) as api:
         api.drain_node(args.id)
         if args.wait:
             _wait_unneeded(api, args.id, args.timeout)
@@ -196,7 +193,7 @@ def run_drain(args: argparse.Namespace) -> int:
 
 def run_remove(args: argparse.Namespace) -> int:
     """Take a datanode out; say what is lacking then."""
-    with _api(args) as api:
+    with api_of(args) as api:
         if args.wait and not args.force:
             if _row(api, args.id)["state"] in ("up", "suspect"):
                 api.drain_node(args.id)
@@ -215,43 +212,42 @@ def _row(api: Api, node: str) -> dict[str, Any]:
 
 
 def _wait_unneeded(api: Api, node: str, timeout_s: float) -> None:
-    """Wait until every block of a node has its copies elsewhere, twice in a row."""
+    """Wait until every block of a node has its copies elsewhere."""
+
+    def look() -> tuple[bool, str]:
+        row = _row(api, node)
+        return not row["to_copy"], f"is {row['state']}, {row['to_copy']} blocks to copy"
+
+    _wait_twice(look, node, timeout_s)
+
+
+def _wait_whole(api: Api, node: str, timeout_s: float) -> None:
+    """Wait until the node counts again and nothing lacks copies."""
+
+    def look() -> tuple[bool, str]:
+        status = api.status()
+        state = next((n["state"] for n in status["nodes"] if n["id"] == node), "unknown")
+        lacking = int(status["under_replicated"])
+        is_whole = lacking == 0 and state in ("up", "draining")
+        return is_whole, f"is {state}, {lacking} blocks lack copies"
+
+    _wait_twice(look, node, timeout_s)
+
+
+def _wait_twice(look: Callable[[], tuple[bool, str]], node: str, timeout_s: float) -> None:
+    """Wait until what is looked at is well twice in a row; TIMEOUT, with how it was last."""
     ends = time.monotonic() + timeout_s
     progress = command.Progress()
     calm = 0
     try:
         while True:
-            row = _row(api, node)
-            calm = calm + 1 if not row["to_copy"] else 0
+            is_well, how = look()
+            calm = calm + 1 if is_well else 0
             if calm == 2:
                 return
             if time.monotonic() > ends:
-                why = f"after {timeout_s:g} s {row['to_copy']} of its blocks lack copies elsewhere"
-                raise EverfoldError(Kind.TIMEOUT, why, node)
-            progress.show(f"{node} is {row['state']}, {row['to_copy']} blocks to copy")
-            time.sleep(POLL_S)
-    finally:
-        progress.clear()
-
-
-def _wait_whole(api: Api, node: str, timeout_s: float) -> None:
-    """Wait until the node counts again and nothing lacks copies, twice in a row."""
-    ends = time.monotonic() + timeout_s
-    progress = command.Progress()
-    calm = 0
-    try:
-        while calm < 2:
-            status = api.status()
-            state = next((n["state"] for n in status["nodes"] if n["id"] == node), "unknown")
-            lacking = int(status["under_replicated"])
-            calm = calm + 1 if lacking == 0 and state in ("up", "draining") else 0
-            if time.monotonic() > ends:
-                raise EverfoldError(
-                    Kind.TIMEOUT,
-                    f"after {timeout_s:g} s it is {state}, and {lacking} blocks lack copies",
-                    node,
-                )
-            progress.show(f"{node} is {state}, {lacking} blocks lack copies")
+                raise EverfoldError(Kind.TIMEOUT, f"after {timeout_s:g} s it {how}", node)
+            progress.show(f"{node} {how}")
             time.sleep(POLL_S)
     finally:
         progress.clear()

@@ -7,7 +7,7 @@ import argparse
 from everfold.api import Api, Json
 from everfold.errors import EverfoldError, Kind
 from tools import command
-from tools.home import Home
+from tools.home import api_of
 
 _READ, _WRITE = "read", "write"
 
@@ -69,10 +69,6 @@ def add(verbs: command.Verbs) -> None:
         action.add_argument("--server", metavar="URL", help="instead of the one logged in at")
 
 
-def _api(args: argparse.Namespace) -> Api:
-    return Home().login(args.server).api()
-
-
 def _members(words: list[str]) -> list[tuple[str, str]]:
     """Read ``USER=read|write``; a name alone may read."""
     found = []
@@ -96,7 +92,7 @@ def _find(api: Api, named: str) -> Json:
 
 def run_list(args: argparse.Namespace) -> int:
     """List team folders."""
-    with _api(args) as api:
+    with api_of(args) as api:
         teams = api.teams()
     if args.json:
         command.print_json(teams)
@@ -118,7 +114,7 @@ def run_list(args: argparse.Namespace) -> int:
 def run_create(args: argparse.Namespace) -> int:
     """Make a team folder."""
     members = _members(args.members)
-    with _api(args) as api:
+    with api_of(args) as api:
         team = api.create_team(args.path, members)
     command.say(f"{team['path']} is team folder {team['id']}.")
     return command.DONE
@@ -127,7 +123,7 @@ def run_create(args: argparse.Namespace) -> int:
 def run_add(args: argparse.Namespace) -> int:
     """Let people in."""
     members = _members(args.members)
-    with _api(args) as api:
+    with api_of(args) as api:
         team = _find(api, args.team)
         for name, permission in members:
             api.set_team_member(team["id"], name, permission)
@@ -137,7 +133,7 @@ def run_add(args: argparse.Namespace) -> int:
 
 def run_remove(args: argparse.Namespace) -> int:
     """Shut people out, leave or delete."""
-    with _api(args) as api:
+    with api_of(args) as api:
         team = _find(api, args.team)
         for name in args.users:
             api.remove_team_member(team["id"], name)

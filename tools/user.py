@@ -6,10 +6,9 @@ import argparse
 import platform
 
 from everfold import config
-from everfold.api import Api
 from everfold.errors import EverfoldError, Kind
 from tools import command
-from tools.home import Home
+from tools.home import Home, api_of
 from tools.login import log_in, read_password
 
 
@@ -96,15 +95,11 @@ def _add_invite(actions: command.Verbs) -> argparse.ArgumentParser:
     return parser
 
 
-def _api(args: argparse.Namespace) -> Api:
-    return Home().login(args.server).api()
-
-
 def run_add(args: argparse.Namespace) -> int:
     """Make a user."""
     quota = _size(args.quota)
     password = read_password(args.password_stdin, f"Password for {args.username}: ")
-    with _api(args) as api:
+    with api_of(args) as api:
         api.add_user(args.username, password, args.role, quota)
     command.say(f"Added {args.username}.")
     return command.DONE
@@ -121,7 +116,7 @@ def run_set(args: argparse.Namespace) -> int:
     """Change a user."""
     wanted = {"role": args.role, "disabled": args.disabled}
     wanted["quota"] = None if args.quota is None else _size(args.quota)
-    with _api(args) as api:
+    with api_of(args) as api:
         api.change_user(args.username, **{k: v for k, v in wanted.items() if v is not None})
     command.say(f"Changed {args.username}.")
     return command.DONE
@@ -130,7 +125,7 @@ def run_set(args: argparse.Namespace) -> int:
 def run_invite(args: argparse.Namespace) -> int:
     """Print an invitation."""
     form = {"email": args.email, "expires_in_days": args.days, "quota": _size(args.quota)}
-    with _api(args) as api:
+    with api_of(args) as api:
         made = api.call("POST", "/admin/invitations", form)["invitation"]
     print(made["token"])
     return command.DONE
@@ -138,7 +133,7 @@ def run_invite(args: argparse.Namespace) -> int:
 
 def run_list(args: argparse.Namespace) -> int:
     """List users."""
-    with _api(args) as api:
+    with api_of(args) as api:
         users = api.users()
     if args.json:
         command.print_json(users)
