@@ -148,7 +148,7 @@ class Moment:
         else:
             at = self.seq
             rows = self._cx.all(_LIST_THEN, at, at, self._space, parent, after, at, at, limit)
-        return [Entry(row[0], attr_of(row[1:])) for row in rows]
+        return [Entry(row[0], attr_of(row, 1)) for row in rows]
 
     def parent(self, directory: Ino) -> Ino:
         """Return the directory that a directory is in; the root is in itself."""
@@ -247,6 +247,6 @@ def many_extents(moment: Moment, ask: wire.GetManyExtents, blocks: BlockLedger) 
     return wire.ManyExtents(moment.seq, files, moment.where(blocks, named))
 
 
-def attr_of(row: Row) -> Attr:
-    """Return a row of `_ATTR` as what travels."""
-    return Attr(*(*row[:-1], row[-1] == 1))
+def attr_of(row: Row, start: int = 0) -> Attr:
+    """Return the columns of `_ATTR`, the last ones of a row, as what travels."""
+    return Attr(*(*row[start:-1], row[-1] == 1))
