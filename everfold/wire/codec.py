@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -47,7 +48,12 @@ CALLS: Final[dict[str, tuple[type[Record], type[Record]]]] = {
 R = TypeVar("R")
 
 _encoder = msgspec.msgpack.Encoder()
-_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+# msgspec 0.22 learns what a type is made of when its first decoder is made, and a second thread
+# that decodes it meanwhile ends the process (a null pointer): one at a time, and early.
+_making = threading.Lock()
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {
+    form: msgspec.msgpack.Decoder(form) for pair in CALLS.values() for form in pair
+}
 
 
 def encode(record: Any) -> bytes:
@@ -57,11 +63,16 @@ def encode(record: Any) -> bytes:
 
 def decode(raw: bytes | bytearray | memoryview, form: type[R]) -> R:
     """Read a record of type `form`; raise INVALID when the bytes are not one."""
-    decoder = _decoders.get(form)
-    if decoder is None:
-        decoder = _decoders[form] = msgspec.msgpack.Decoder(form)
+    decoder = _decoders.get(form) or _decoder(form)
     try:
         answer: R = decoder.decode(raw)
     except (msgspec.DecodeError, ValueError, TypeError) as err:
         raise EverfoldError(Kind.INVALID, f"not a {form.__name__}: {err}") from err
     return answer
+
+
+def _decoder(form: Any) -> msgspec.msgpack.Decoder[Any]:
+    with _making:
+        if form not in _decoders:
+            _decoders[form] = msgspec.msgpack.Decoder(form)
+        return _decoders[form]
