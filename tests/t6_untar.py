@@ -206,7 +206,9 @@ def kill_mounts_beside_another(
             assert story.unlike(look(story.top)) == [], f"EVERFOLD_SEED={seed}"
             assert len(saved) > before, "the other mount went on"
             stories.append(story)
-    assert look(mount.path / "elsewhere") == saved
+    machine.wait_until(
+        lambda: look(mount.path / "elsewhere") == saved, PATIENCE_S, "it is seen here"
+    )
     check_all(stories, cluster, mount, tmp_path / "fresh")
 
 
