@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from everfold.model import Ino, MountId, Node, Seq
 from everfold.nameclient import NameClient
 from everfold.nodeclient import NodeClient
 from everfold.services import NameService
+from everfold.statefile import write_private
 from mount.admission import Admission
 from mount.blockcache import BlockCache
 from mount.blockio import BlockIO
@@ -291,12 +291,5 @@ def _mount_id(directory: Path) -> MountId:
     try:
         return MountId(path.read_text(encoding="ascii").strip())
     except FileNotFoundError:
-        draft = directory / "mount-id.new"
-        draft.write_text(secrets.token_hex(16), encoding="ascii")
-        fd = os.open(draft, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        draft.rename(path)
+        write_private(path, secrets.token_hex(16))
         return MountId(path.read_text(encoding="ascii").strip())

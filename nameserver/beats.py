@@ -20,12 +20,11 @@ from nameserver import tasks
 from nameserver.audit import note
 from nameserver.blocks import BlockTokens, select_in
 from nameserver.db import Cx, Database, Row
-from nameserver.nodes import LIVE, Member, NodeBook
+from nameserver.nodes import HEARD, LIVE, Member, NodeBook
 from nameserver.policy import Policy
 from nameserver.presence import WRITTEN_S
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_HEARD = (NodeState.UP, NodeState.DRAINING)  # of who is in another state a beat is news
 _YOUNG_NS = 10_000_000_000  # a block this fresh may have been put after the list was written
 _RANGE = "r.space_id = ? AND r.block >= ? AND r.block <= ? AND r.node = ?"
 _HELD = f"SELECT r.space_id, r.block FROM replica r WHERE {_RANGE} AND r.is_bad < 2"
@@ -61,10 +60,10 @@ class Beats:
         _check(ask)
         now = self._clock.time_ns()
         added = self._unknown(ask)
-        if not added and self._is_no_news(ask, now):
-            member = self._nodes.members()[ask.node]
-            self._compare(member, ask.digests, now)
-            return wire.BeatReply(member.state, self._policy.beat_s, [])
+        quiet = None if added else self._without_news(ask, now)
+        if quiet is not None:
+            self._compare(quiet, ask.digests, now)
+            return wire.BeatReply(quiet.state, self._policy.beat_s, [])
         with self._db.write() as cx:
             _seen(cx, ask, now)
             rotted = {(h.space, h.block) for h in ask.bad}
@@ -86,24 +85,24 @@ class Beats:
         beat_s = self._policy.busy_beat_s if is_busy else self._policy.beat_s
         return wire.BeatReply(member.state, beat_s, commands)
 
-    def _is_no_news(self, ask: wire.Heartbeat, now_ns: int) -> bool:
-        """Tell whether a beat says only that the node is there, and have that noted.
+    def _without_news(self, ask: wire.Heartbeat, now_ns: int) -> Member | None:
+        """Note a beat that says only that its node is there; return that node, None: write it.
 
-        Nearly all do, while nobody writes; see `presence` for what else they would cost. That
-        the node is heard of before it counts as silent is all that this answer rests on.
+        Nearly all are such, while nobody writes; see `presence` for what else they would cost. A
+        beat of a node that counts as silent is news.
         """
         if ask.removed or ask.bad or ask.lists:
-            return False
+            return None
         written = self._written.get(ask.node)
         if written is None or self._clock.monotonic() - written > WRITTEN_S:
-            return False
+            return None
         member = self._nodes.members().get(ask.node)
-        if member is None or member.state not in _HEARD or _has_changed(member, ask):
-            return False
+        if member is None or member.state not in HEARD or _has_changed(member, ask):
+            return None
         with self._db.read() as cx:
             if tasks.any_unsent(cx, ask.node):
-                return False
-        return self._nodes.heard(ask.node, now_ns)
+                return None
+        return member if self._nodes.heard(ask.node, now_ns) else None
 
     def _unknown(self, ask: wire.Heartbeat) -> Sequence[wire.Held]:
         """Return those of the blocks that came which the map has not on this node.

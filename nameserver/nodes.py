@@ -23,6 +23,8 @@ _FRESH_S = 0.1  # how old a process's picture of the nodes may be
 _WORDS = {"failed": NodeState.FAILED, "removed": NodeState.REMOVED}
 LIVE = frozenset({NodeState.UP, NodeState.SUSPECT, NodeState.DRAINING})
 """States in which a node's copies can be read."""
+HEARD = frozenset({NodeState.UP, NodeState.DRAINING})
+"""Those of them in which it is heard of in time."""
 
 
 @dataclass(frozen=True, slots=True)

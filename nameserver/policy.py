@@ -38,7 +38,7 @@ class Policy:
     gc_grace_s: float = DAY_S
     gc_interval_s: float = 60.0
     upload_ttl_s: float = DAY_S  # an upload that nobody goes on with is forgotten
-    lease_s: float = 3.0  # of the one process that plans
+    lease_s: float = 3.0  # of the one process that plans, on PostgreSQL
 
     write_lease_s: float = 5.0  # a holder silent for longer has lost the write lease
     write_calm_s: float = 1.0  # nobody else wrote for so long: a mount may have the lease

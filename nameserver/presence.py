@@ -63,70 +63,73 @@ class _InMemory:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._lock = threading.Lock()  # guards what follows, and the file among threads
+        self._lock = threading.Lock()  # guards the making of what follows
         self._words: memoryview | None = None
-        self._slots: dict[NodeId, int] = {}
+        self._at: dict[NodeId, int] = {}  # where a node's time is among the words
 
     def note(self, node: NodeId, at_ns: int) -> bool:
-        slot = self._slot(node, may_make=True)
-        if slot is None:
+        try:
+            at = self._find(node) or self._make(node)
+        except OSError as err:
+            _log.warning("beats become commits: %s cannot be used: %s", self._path, err)
             return False
-        assert self._words is not None
-        self._words[slot * _WORDS + 2] = at_ns  # one store of eight bytes
+        if at is None or self._words is None:
+            return False
+        self._words[at] = at_ns  # one store of eight bytes
         return True
 
     def last(self, node: NodeId) -> int:
-        slot = self._slot(node, may_make=False)
-        if slot is None:
-            return 0
-        assert self._words is not None
-        at_ns: int = self._words[slot * _WORDS + 2]
-        return at_ns
-
-    def _slot(self, node: NodeId, may_make: bool) -> int | None:
-        """Return a node's slot, which stays its own; None while it has none, or all are taken."""
-        known = self._slots.get(node)
-        if known is not None:
-            return known
         try:
-            return self._find(node, may_make)
+            at = self._find(node)
         except OSError as err:
-            _log.warning("beats become commits: %s cannot be used: %s", self._path, err)
-            return None
+            _log.warning("not known when nodes were heard of: %s: %s", self._path, err)
+            return 0
+        return 0 if at is None or self._words is None else int(self._words[at])
 
-    def _find(self, node: NodeId, may_make: bool) -> int | None:
-        with self._lock:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.lockf(fd, fcntl.LOCK_EX)  # ends with the descriptor
-                words = self._mapped(fd)
-                slot = _find(words, node, may_make)
-            finally:
-                os.close(fd)
-            if slot is not None:
-                self._slots[node] = slot
-            return slot
+    def _find(self, node: NodeId) -> int | None:
+        """Return where a node's time is, which stays there; None while it has no place."""
+        at = self._at.get(node)
+        if at is None:
+            at, is_taken = _place(self._mapped(), _named(node))
+            if not is_taken:
+                return None
+            self._at[node] = at
+        return at
 
-    def _mapped(self, fd: int) -> memoryview:
+    def _make(self, node: NodeId) -> int | None:
+        """Return where a node's time is from now on; None when there is no room."""
+        words, name = self._mapped(), _named(node)
+        with self._lock, open(self._path, "r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)  # among processes, until the file is closed
+            at, is_taken = _place(words, name)
+            if at < 0:
+                return None
+            if not is_taken:
+                words[at], words[at - 2], words[at - 1] = 0, *name
+        return at
+
+    def _mapped(self) -> memoryview:
         if self._words is None:
-            if os.fstat(fd).st_size < _SIZE:
-                os.posix_fallocate(fd, 0, _SIZE)  # a hole on a full disk would be a SIGBUS
-            self._words = memoryview(mmap.mmap(fd, _SIZE)).cast("q")
+            with self._lock:
+                fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    if os.fstat(fd).st_size < _SIZE:
+                        os.posix_fallocate(fd, 0, _SIZE)  # a hole on a full disk: a SIGBUS
+                    self._words = memoryview(mmap.mmap(fd, _SIZE)).cast("q")
+                finally:
+                    os.close(fd)
         return self._words
 
 
-def _find(words: memoryview, node: NodeId, may_make: bool) -> int | None:
+def _named(node: NodeId) -> tuple[int, int]:
     name = hashlib.blake2b(node.encode(), digest_size=16).digest()
-    wanted = (int.from_bytes(name[:8], "big", signed=True), int.from_bytes(name[8:], "big") >> 1)
-    for slot in range(_SLOTS):
-        at = slot * _WORDS
+    return int.from_bytes(name[:8], "big", signed=True), int.from_bytes(name[8:], "big") >> 1
+
+
+def _place(words: memoryview, name: tuple[int, int]) -> tuple[int, bool]:
+    """Return where the time of this name is, and True; else a free place, -1 if there is none."""
+    for at in range(0, len(words), _WORDS):
         found = words[at], words[at + 1]
-        if found == wanted:
-            return slot
-        if found == (0, 0):
-            if may_make:
-                words[at + 2] = 0
-                words[at], words[at + 1] = wanted
-                return slot
-            return None
-    return None
+        if found in (name, (0, 0)):
+            return at + 2, found == name
+    return -1, False

@@ -6,14 +6,14 @@ Every round starts from what is; nothing is remembered between rounds.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from everfold.model import BlockId, NodeId, NodeState, SpaceId
 from everfold.services import Clock
 from nameserver import repair, tasks
 from nameserver.blocks import select_in
 from nameserver.db import Cx, Database
-from nameserver.nodes import LIVE, Member, NodeBook
+from nameserver.nodes import HEARD, LIVE, Member, NodeBook
 from nameserver.policy import Policy
 from nameserver.repair import BlockView, Decision, NodeView
 
@@ -24,6 +24,7 @@ _HELD = "SELECT block, node, is_bad FROM replica WHERE space_id = ? AND block IN
 _COMING = "SELECT block, node FROM task WHERE kind = 'copy' AND space_id = ? AND block IN ({})"
 
 Found = tuple[SpaceId, BlockId, int, int]  # space, block, size, wanted
+Members = Mapping[NodeId, Member]
 
 
 class Rounds:
@@ -40,8 +41,9 @@ class Rounds:
         """Queue the copies that are missing; return how many blocks are endangered."""
         now = self._clock.time_ns()
         with self._db.read() as cx:
-            views = self._views(cx)
-            found = self._endangered(cx, views, now) + self._doubted(cx)
+            members = self._nodes.read(cx)
+            views = self._views(cx, members)
+            found = self._endangered(cx, views, now) + self._doubted(cx, members)
             blocks = self._blocks(cx, found)
         if not found:
             return 0
@@ -61,12 +63,13 @@ class Rounds:
         """
         now = self._clock.time_ns()
         with self._db.read() as cx:
-            if self._is_listing(cx) or not self._surplus(cx):
+            if self._is_listing(cx) or not self._surplus(cx, self._nodes.read(cx)):
                 return 0
         with self._db.write() as cx:
             tasks.hold(cx)
-            views = {m.id: self._view(cx, m) for m in self._nodes.read(cx).values()}
-            blocks = self._blocks(cx, self._surplus(cx))
+            members = self._nodes.read(cx)
+            views = self._views(cx, members)
+            blocks = self._blocks(cx, self._surplus(cx, members))
             decision = repair.plan(blocks, views, self._rng, may_drop=True)
             _forget(cx, decision)
             tasks.queue(cx, decision.drops, now)
@@ -74,8 +77,8 @@ class Rounds:
 
     # ------------------------------------------------------------ what is
 
-    def _views(self, cx: Cx) -> dict[NodeId, NodeView]:
-        return {m.id: self._view(cx, m) for m in self._nodes.read(cx).values()}
+    def _views(self, cx: Cx, members: Members) -> dict[NodeId, NodeView]:
+        return {m.id: self._view(cx, m) for m in members.values()}
 
     def _view(self, cx: Cx, member: Member) -> NodeView:
         state = member.state
@@ -103,8 +106,8 @@ class Rounds:
 
         Those that nobody can give are left out: they must not stand in the way of others.
         """
-        counting = [view.id for view in views.values() if view.counts] or [NodeId("")]
-        reading = [view.id for view in views.values() if view.reads] or [NodeId("")]
+        counting = _or_none(view.id for view in views.values() if view.counts)
+        reading = _or_none(view.id for view in views.values() if view.reads)
         counts = f"sum(CASE WHEN r.node IN ({_marks(counting)}) THEN 1 ELSE 0 END)"
         reads = f"sum(CASE WHEN r.node IN ({_marks(reading)}) THEN 1 ELSE 0 END)"
         wanted = "coalesce(nullif(s.replicas, 0), ?)"
@@ -124,10 +127,10 @@ class Rounds:
         )
         return [(SpaceId(r[0]), BlockId(r[1]), r[2], r[3]) for r in rows]
 
-    def _doubted(self, cx: Cx) -> list[Found]:
+    def _doubted(self, cx: Cx, members: Members) -> list[Found]:
         """Return blocks with a bad copy, unless only an absent node can tell more about it."""
-        members = self._nodes.read(cx).values()
-        heard = [m.id for m in members if m.silent_s < self._policy.suspect_s] or [NodeId("")]
+        suspect_s = self._policy.suspect_s
+        heard = _or_none(m.id for m in members.values() if m.silent_s < suspect_s)
         return self._found(
             cx,
             "SELECT DISTINCT r.space_id, r.block FROM replica r"
@@ -136,12 +139,9 @@ class Rounds:
             _THIN,
         )
 
-    def _surplus(self, cx: Cx) -> list[Found]:
+    def _surplus(self, cx: Cx, members: Members) -> list[Found]:
         """Return blocks with more copies than wanted, or with copies on nodes being emptied."""
-        members = self._nodes.read(cx).values()
-        heard = [m.id for m in members if m.state in (NodeState.UP, NodeState.DRAINING)] or [
-            NodeId("")
-        ]
+        heard = _or_none(m.id for m in members.values() if m.state in HEARD)
         return self._found(
             cx,
             "SELECT r.space_id, r.block FROM replica r LEFT JOIN space s ON s.id = r.space_id"
@@ -184,6 +184,11 @@ class Rounds:
     def _is_listing(self, cx: Cx) -> bool:
         """Tell whether a node is still telling what it has: until then nothing is too much."""
         return cx.one("SELECT 1 FROM task WHERE kind = 'list' LIMIT 1") is not None
+
+
+def _or_none(nodes: Iterable[NodeId]) -> list[NodeId]:
+    """Return nodes for an IN list, which must not be empty: in place of none, no node's name."""
+    return list(nodes) or [NodeId("")]
 
 
 def _marks(values: Sequence[object]) -> str:

@@ -309,7 +309,7 @@ def test_who_is_removed_is_shut_out_at_every_process_within_a_second(people, clu
     people.owner.good("DELETE", f"/api/teams/{team['id']}/members/{people.names[1]}")
     assert people.writer.kind("GET", f"/api/files/{file}") == "not_found"
     gone = lambda: elsewhere.call("GET", f"/api/files/{file}")[0] == 404  # noqa: E731
-    assert eventually(gone)
+    assert eventually(gone, 1.0)
 
 
 def test_a_quota_is_the_owners(people, cluster):

@@ -24,6 +24,8 @@ from everfold.model import ROOT, Ino, Lock, LockKind, LockType, MountId, NodeId,
 from everfold.nameclient import NameClient
 from everfold.tokens import Signer
 from nameserver.db import Database
+from nameserver.planning import planning
+from nameserver.policy import Policy
 from tests.harness import machine
 from tests.harness.nameservers import Nameserver, running, with_nodes
 from tests.harness.nodes import SECRET
@@ -175,10 +177,15 @@ def test_whoever_is_left_looks_after_the_cluster(servers: list[Nameserver], bare
         lambda: meta("node_states").get("dn9", [""])[0] == NodeState.DOWN.value, 20,
         "it is written down that dn9 is silent",
     )  # fmt: skip
-    if db.is_postgres:  # on SQLite the lock that it holds says the same
-        machine.wait_until(
-            lambda: meta("planner")["until"] > time.time_ns(), 20, "the last one holds the lease"
-        )
+
+    def is_ours() -> bool:
+        right = planning(db, SystemClock(), Policy())
+        try:
+            return right.is_ours()
+        finally:
+            right.give_back()
+
+    machine.wait_until(lambda: not is_ours(), 20, "the last one has the right to plan")
     db.close()
 
 

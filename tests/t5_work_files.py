@@ -304,8 +304,10 @@ def test_the_virtual_attributes_tell_version_and_durability(here: Path) -> None:
 
     # A node that a busy machine starved is suspected, and a third copy made, for a moment.
     def is_on_two() -> bool:
-        return sum(each["state"] == "up" for each in json.loads(told("replicas"))) >= 2
+        replicas = json.loads(told("replicas"))
+        is_up = {each["state"] for each in replicas} == {"up"}
+        return is_up and len({each["node"] for each in replicas}) == 2
 
-    machine.wait_until(is_on_two, 20, "two copies on nodes that are up")
+    machine.wait_until(is_on_two, 60, "two copies, on nodes that are up")
     assert len(told("hash")) == 64
     assert os.listxattr(here / "f") == []

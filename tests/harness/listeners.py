@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import engineio
 import socketio
 
 from everfold import serving
@@ -31,6 +32,18 @@ def served(app: Front) -> Iterator[str]:
         server.stop(END_S)
 
 
+class _InOrder(engineio.Client):
+    """The library's, which runs each message in a thread of its own: one can overtake another."""
+
+    def _trigger_event(self, event: str, *args: Any, **how: Any) -> Any:
+        return super()._trigger_event(event, *args, **{**how, "run_async": False})
+
+
+class _Client(socketio.Client):
+    def _engineio_client_class(self) -> type[engineio.Client]:
+        return _InOrder
+
+
 class Listener:
     """A standard client; remembers what it was told, in order."""
 
@@ -45,7 +58,7 @@ class Listener:
         self.got: list[tuple[str, Json]] = []
         self.refused: Any = None
         self.has_ended = threading.Event()
-        self.io = socketio.Client(reconnection=False, handle_sigint=False, **(client or {}))
+        self.io = _Client(reconnection=False, handle_sigint=False, **(client or {}))
         self.io.on("*", lambda name, form: self.got.append((name, form)))
         self.io.on("connect_error", self._refuse)
         self.io.on("disconnect", lambda *_: self.has_ended.set())
