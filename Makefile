@@ -22,13 +22,13 @@ JOBS ?= 2
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: run test check bench bench-scale bench-live fuzz soak clean
+.PHONY: run test check bench bench-scale bench-live bench-http fuzz soak native clean
 .DELETE_ON_ERROR:
 
-run: $(READY)
+run: native
 	@exec $(PY) -m tools up --data "$(DATA)" --mount "$(MOUNT)" --port $(PORT)
 
-test: $(READY)
+test: native
 	$(PY) -m pytest -m "not soak" -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(READY)
@@ -36,23 +36,27 @@ check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-bench: $(READY)
+bench: native
 	$(PY) -m tools.bench $(ARGS)
 
-bench-scale: $(READY)
+bench-scale: native
 	$(PY) -m tools.benchscale $(ARGS)
 
-bench-live: $(READY)
+bench-live: native
 	$(PY) -m tools.livebench $(ARGS)
 
-bench-http: $(READY)
+bench-http: native
 	$(PY) -m tools.benchhttp $(ARGS)
 
-fuzz: $(READY)
+fuzz: native
 	FUZZ_EXAMPLES=$(EXAMPLES) $(PY) -m pytest -s tests/t4_fuzz.py
 
-soak: $(READY)
+soak: native
 	$(PY) -m pytest -m soak $(ARGS)
+
+# What a mount spends its time in, by a compiler where there is one (docs/adr/0009).
+native: $(READY)
+	-@$(PY) -m tools.compile
 
 # Made again only when what is to be installed changes.
 $(READY): setup.py constraints.txt

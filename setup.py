@@ -62,6 +62,7 @@ setup(
             "schemathesis>=4.0",
             "trustme>=1.1",
             "types-requests",
+            "types-setuptools",
             "websocket-client>=1.7",
         ],
     },

@@ -3,4 +3,8 @@
 Nothing here imports another folder of the project; everything else may import this one.
 """
 
+from everfold import native
+
 __version__ = "0.1.0"
+
+native.prefer()  # before anything that has a compiled twin is imported

@@ -174,17 +174,16 @@ class Core(Knowledge):
         when there is none yet. Both are called with the lock held.
         """
         self.want_lease()
-        while True:
-            if self.shipper.queued >= self.policy.backlog_ops and self.lease.held:
+        while self.lease.held:
+            if self.shipper.queued >= self.policy.backlog_ops:
                 self._wait_turn()
             try:
                 with self.lock:
-                    if not self.lease.held:
-                        break
-                    check()
-                    self.send(op)
-                    apply(NOW)
-                    return NOW
+                    if self.lease.held:
+                        check()
+                        self.send(op)
+                        apply(NOW)
+                        return NOW
             except Unknown as unknown:
                 unknown.fetch()
         self.wants_lease.set()

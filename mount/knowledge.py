@@ -267,11 +267,10 @@ class Knowledge(ABC):
                 continue
             self.blocks.learn(answer.where, [])
             with self.lock:
-                if self.tree.touched_after(content.ino, answer.seq) and not content.read_seq:
-                    continue
-                if content.extents is None:
-                    content.extents = from_extents(answer.extents)
-                return
+                if content.read_seq or not self.tree.touched_after(content.ino, answer.seq):
+                    if content.extents is None:
+                        content.extents = from_extents(answer.extents)
+                    return
 
     def load_many(self, contents: Sequence[Content]) -> None:
         """Fetch the committed extents of small files, as far as one answer tells them."""

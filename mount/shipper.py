@@ -126,11 +126,11 @@ class Shipper:
         self.batches = 0
         self.shipped_ops = 0
         self.tell = tell_each  # whoever has many records under way takes them a batch at a time
-        self._thread = threading.Thread(target=self._run, name="shipper", daemon=True)
+        self._worker = threading.Thread(target=self._run, name="shipper", daemon=True)
 
     def start(self) -> None:
         """Begin to ship."""
-        self._thread.start()
+        self._worker.start()
 
     def submit(self, items: list[Item]) -> None:
         """Queue records that are in the journal; they come in order of their numbers."""
@@ -195,7 +195,7 @@ class Shipper:
             self._wake.notify_all()
             while self._queue or self._under_way:
                 left = ends - time.monotonic()
-                if left <= 0 or self.barred is not None or not self._thread.is_alive():
+                if left <= 0 or self.barred is not None or not self._worker.is_alive():
                     return False
                 self._wake.wait(min(left, 1.0))
         return self.broken is None
@@ -205,8 +205,8 @@ class Shipper:
         with self._lock:
             self._ended.set()
             self._wake.notify_all()
-        if self._thread.is_alive():
-            self._thread.join(timeout=35)
+        if self._worker.is_alive():
+            self._worker.join(timeout=35)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._parts.shutdown(wait=False, cancel_futures=True)
 

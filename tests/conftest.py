@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot do, with the reason; in CI that is a failure instead."""
     lacking = {name: said for name, said in machine.abilities().items() if said != "yes"}
     for item in items:
-        for name in ("fuse", "postgres"):
+        for name in ("fuse", "native", "postgres"):
             if item.get_closest_marker(name) and name in lacking:
                 if os.environ.get("CI"):
                     raise pytest.UsageError(f"CI must be able to run {name}: {lacking[name]}")

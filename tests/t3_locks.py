@@ -217,6 +217,7 @@ def test_what_others_hold_when_it_begins_is_theirs(world: World) -> None:
     a = world.mount("a")
     save(a, "f", b"0")
     save(a, "g", b"0")
+    a.vfs.syncfs()
     b = world.mount("b")
     there = Program(b, "g")
     assert there.lock(WRITE) == ""

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from everfold import native
+
 MARK = "EVERFOLD_TEST_RUN"
 _pause = threading.Event()  # never set: its wait is the pause between two looks at a condition
 
@@ -28,6 +30,7 @@ def abilities() -> dict[str, str]:
     return {
         "fuse": _fuse(),
         "postgres": "yes" if postgres_bin() else "no postgresql is installed",
+        "native": "yes" if native.folder().is_dir() else "nothing is compiled; see make native",
         "root": "yes" if os.geteuid() == 0 else "no: mounts go through fusermount3",
         "kernel": platform.release(),
     }
