@@ -51,6 +51,11 @@ def prefer() -> None:
         sys.meta_path.insert(0, _Finder(twins))
 
 
+def is_used() -> bool:
+    """Tell whether this process imports twins."""
+    return any(isinstance(finder, _Finder) for finder in sys.meta_path)
+
+
 def _twins(folder: Path) -> Iterator[tuple[str, Path]]:
     for file in folder.rglob(f"*{_SUFFIX}"):
         inside = str(file.relative_to(folder)).removesuffix(_SUFFIX)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from everfold import wire
+from everfold import native, wire
 from everfold.clock import SystemClock
 from everfold.errors import EverfoldError, Kind
 from everfold.http import HttpTransport, with_retries
@@ -249,6 +249,7 @@ class Client:
             "nodes": self._blocks.statistics(),
             "requests": dict(requests or {}),
             "calls": calls,
+            "compiled": native.is_used(),
             "inodes": len(self.core.tree),
             "files": len(self.core.contents),
             "let_in": self.core.barred is None,

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Route
 
 from tests.harness.chromium import (
     NARROW,
@@ -281,6 +281,26 @@ def test_a_large_upload_pauses_goes_on_and_can_be_given_up(me, here, tmp_path):
     expect(page.get_by_role("heading", name="1 file uploaded")).to_be_visible()
     assert [each.name for each in here.iterdir()] == ["large.bin"]
     assert digest(here / "large.bin") == digest(large)
+
+
+def test_an_upload_that_is_given_up_while_it_begins_stays_so(me, here, tmp_path):
+    large = tmp_path / "large.bin"
+    large.write_bytes(os.urandom(10_000_000))
+    page = me.page(at(here))
+    begins: list[Route] = []
+    page.route("**/api/files/uploads", lambda route: begins.append(route)
+               if route.request.method == "POST" else route.continue_())  # fmt: skip
+
+    upload(page, large)
+    wait_until(lambda: page.wait_for_timeout(50) or begins, 30, "it begins")
+    page.get_by_role("button", name="Cancel large.bin").click()
+    with page.expect_response(lambda told: told.request.method == "DELETE") as forgotten:
+        begins[0].continue_()
+
+    assert forgotten.value.ok
+    listed = page.evaluate("async () => (await (await fetch('/api/files/uploads')).json()).uploads")
+    assert [each for each in listed if here.name in each["path"]] == []
+    assert list(here.iterdir()) == []
 
 
 def test_an_upload_goes_on_after_a_reload_when_the_same_file_is_chosen(me, here, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from everfold import native
 from tests.harness import machine
 from tests.harness.cluster import RealCluster
 from tests.harness.folders import Folder
@@ -68,3 +69,5 @@ def test_sigusr1_writes_the_figures_into_the_log(live: Folder, here: Path) -> No
     state = json.loads(line[line.index("{") :])
 
     assert set(state) >= {"backlog", "cache", "calls", "feed", "hits", "lease", "nodes", "requests"}
+    may_be = os.environ.get("EVERFOLD_NATIVE") != "0"
+    assert state["compiled"] == (may_be and native.folder().is_dir())

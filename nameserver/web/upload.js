@@ -17,7 +17,7 @@ let tray = null;
 
 class Upload {
   constructor(file, path) {
-    Object.assign(this, { file, path, state: "waiting", sent: 0, problem: "", tries: 0, id: "" });
+    Object.assign(this, { file, path, state: "waiting", sent: 0, problem: "", tries: 0, id: "", turn: 0 });
   }
 
   get key() {
@@ -25,15 +25,17 @@ class Upload {
   }
 
   async run() {
+    const turn = (this.turn += 1);
     this.state = "running";
     this.problem = "";
     try {
-      this.result = await (this.file.size < LARGE ? this.whole() : this.pieces());
+      this.result = await (this.file.size < LARGE ? this.whole() : this.pieces(turn));
       this.state = "done";
       this.sent = this.file.size;
       this.tell();
     } catch (err) {
-      if (this.state !== "running") return; // paused or given up
+      if (this.state === "dropped") this.forget();
+      if (this.turn !== turn) return; // paused or given up
       if (["offline", "unavailable", "timeout", "busy"].includes(err.kind) && (this.tries += 1) < TRIES) return this.wait();
       this.state = "failed";
       this.problem = words(err);
@@ -57,9 +59,10 @@ class Upload {
     return this.send("POST", "/api/files/upload", form);
   }
 
-  async pieces() {
+  async pieces(turn) {
     let at = await this.begin();
     for (;;) {
+      if (this.turn !== turn) throw new ApiError("stopped", "stopped"); // while there was no request to abort
       this.sent = at.offset;
       if (at.complete) break;
       const piece = this.file.slice(at.offset, at.offset + PIECE);
@@ -110,7 +113,12 @@ class Upload {
   }
 
   pause() {
-    this.state = "paused";
+    this.stop("paused");
+  }
+
+  stop(state) {
+    this.state = state;
+    this.turn += 1;
     this.request?.abort();
   }
 
@@ -121,11 +129,15 @@ class Upload {
   }
 
   drop() {
-    this.state = "dropped";
-    this.request?.abort();
+    const isBusy = this.state === "running";
+    this.stop("dropped");
+    if (!isBusy) this.forget(); // else once it has stopped: it may not know yet what to forget
+    next();
+  }
+
+  forget() {
     memory.set(this.key, "");
     if (this.id) remove(`/api/files/uploads/${this.id}`).catch(() => {}); // it is forgotten by itself in the end
-    next();
   }
 }
 
