@@ -60,6 +60,7 @@ setup(
             "pyyaml>=6.0",
             "ruff>=0.6",
             "schemathesis>=4.0",
+            "setuptools>=65",
             "trustme>=1.1",
             "types-requests",
             "types-setuptools",
