@@ -42,11 +42,11 @@ def folder() -> Path:
     return shelf() / digest.hexdigest()
 
 
-def prefer() -> None:
-    """Have the twins imported from now on, if there are any of these sources."""
+def prefer(where: Path | None = None) -> None:
+    """Have the twins imported from now on, if there are any of these sources (or in `where`)."""
     if os.environ.get("EVERFOLD_NATIVE") == "0" or not shelf().is_dir():
         return
-    twins = dict(_twins(folder()))
+    twins = dict(_twins(where or folder()))
     if twins:
         sys.meta_path.insert(0, _Finder(twins))
 

@@ -61,8 +61,11 @@ setup(
 )
 """
 _TRY: Final = """
-import importlib, sys
-for name in sys.argv[1:]:
+import importlib, pathlib, sys
+from everfold import native
+where, *names = sys.argv[1:]
+native.prefer(pathlib.Path(where))
+for name in names:
     module = importlib.import_module(name)
     if module.__file__.endswith(".py"):
         sys.exit(f"{name} was not found compiled")
@@ -71,7 +74,8 @@ for name in sys.argv[1:]:
 
 def main() -> int:
     """Compile what is to be compiled; 1 only when a compiler is there and it fails."""
-    if native.folder().is_dir():
+    place = native.folder()
+    if place.is_dir():
         return 0
     missing = _missing()
     if missing:
@@ -85,7 +89,7 @@ def main() -> int:
     native.shelf().mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=native.shelf()) as work:
         try:
-            _build(Path(work))
+            _build(Path(work), place)
         except subprocess.CalledProcessError as err:
             print(f"{err.stdout}\nIt could not be compiled.", file=sys.stderr)
             return 1
@@ -107,24 +111,23 @@ def _missing() -> str:
     return ""
 
 
-def _build(work: Path) -> None:
-    """Compile in `work`, try the result, and bring it to its place."""
-    place = native.folder()
+def _build(work: Path, place: Path) -> None:
+    """Compile in `work`, try the result, and bring it to `place`, which is these sources'."""
     files = [name.replace(".", "/") + ".py" for name in MODULES]
+    made = work / "lib"
     _run([sys.executable, "-c", _BUILD, str(work), *files])
-    outdated = [each for each in native.shelf().iterdir() if not each.name.startswith(".new-")]
+    _run([sys.executable, "-c", _TRY, str(made), *MODULES])
+    if native.folder() != place:
+        print("A source changed meanwhile: nothing is kept, run it again.", file=sys.stderr)
+        return
     try:
-        (work / "lib").rename(place)
+        made.rename(place)
     except OSError:
         if not place.is_dir():  # else another was faster
             raise
-    try:
-        _run([sys.executable, "-c", _TRY, *MODULES])
-    except subprocess.CalledProcessError:
-        shutil.rmtree(place)
-        raise
-    for each in outdated:
-        shutil.rmtree(each, ignore_errors=True)
+    for each in native.shelf().iterdir():
+        if each != place and not each.name.startswith(".new-"):
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def _run(command: list[str]) -> None:
