@@ -5,6 +5,11 @@ request that must wait is copied and run again by a bounded pool, so a slow netw
 delays a `stat`. A blocking lock has a thread of its own, because it may wait for hours, and
 FUSE_INTERRUPT ends it. Answers may be written by any thread: one write is one answer.
 
+After an answer the loop looks for the next request for a moment (`_LOOK_NS`) before it sleeps.
+Programs ask one thing after the other, most within 20 us of the answer before, and to wake a
+thread on a core that has gone to rest takes 10 us or more each time. Measured by turns on a
+virtual machine: an append 31 -> 20 us, a create 247 -> 164, an unlink 102 -> 75.
+
 Errors become errnos here and nowhere else: `EverfoldError` by its kind, anything else is
 logged with its traceback and is EIO.
 """
@@ -14,6 +19,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import threading
 from collections.abc import Callable
 from time import monotonic, perf_counter_ns
@@ -52,6 +58,10 @@ _WANTED = (
 )
 _MAX_BACKGROUND = 64  # read-ahead and releases under way, before the kernel holds back
 _SHORT = 4096  # up to here copying an answer costs less than a second buffer in its write
+# How long the next request is looked for. Where that was in vain a few times running, it is not
+# done again until one comes so soon by itself; on one core it would keep the program from asking.
+_LOOK_NS = 100_000 if len(os.sched_getaffinity(0)) > 1 else 0
+_LOOKS = 4
 _FINISH_S = 30.0  # longer than any call may wait for the network
 
 _out_header = abi.OUT_HEADER.pack
@@ -99,17 +109,28 @@ class Session:
         view, buffers = memoryview(buffer), [buffer]
         fd, readv, clock = self._fd, os.readv, perf_counter_ns
         in_start, run, table = abi.IN_START.unpack_from, self._run, self._table
+        answered, looks = 0, _LOOKS  # when the last answer was given here; how often to look yet
+        os.set_blocking(fd, False)
+        sleep = select.poll()
+        sleep.register(fd, select.POLLIN)
         try:
             while True:
                 try:
                     end = readv(fd, buffers)
                 except OSError as err:
+                    if err.errno == errno.EAGAIN:  # there is none
+                        if looks <= 0 or clock() - answered > _LOOK_NS:
+                            looks -= looks > 0
+                            sleep.poll()
+                        continue
                     if err.errno == errno.ENODEV:  # unmounted
                         return
-                    if err.errno not in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                    if err.errno not in (errno.ENOENT, errno.EINTR):
                         raise
                     continue  # the request was interrupted before we had it
                 started = clock()
+                if started - answered < _LOOK_NS:
+                    looks = _LOOKS
                 _, opcode, unique, nodeid = in_start(buffer)
                 handler = table[opcode] if opcode < abi.OPCODES else None
                 if handler is None:
@@ -117,6 +138,7 @@ class Session:
                     continue
                 try:
                     run(handler, opcode, unique, nodeid, view, end, started)
+                    answered = clock()
                 except patience.MustWait:
                     request = memoryview(bytes(view[:end]))
                     self._hand_over(handler, opcode, unique, nodeid, request, end, started)
