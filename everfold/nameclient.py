@@ -59,6 +59,10 @@ class NameClient:
         answer: wire.FileExtents = self._call("extents", ask)
         return answer
 
+    def list_many(self, ask: wire.ListMany) -> wire.Listings:
+        answer: wire.Listings = self._call("list-many", ask)
+        return answer
+
     def many_extents(self, ask: wire.GetManyExtents) -> wire.ManyExtents:
         answer: wire.ManyExtents = self._call("many-extents", ask)
         return answer

@@ -141,6 +141,7 @@ class Core(Knowledge):
         for ino in list(self.tree.inos()):
             self.content_changed(ino, seq)
         self.tree.forget_all()
+        self.walking.forget()
 
     def _await(self, is_done: Callable[[], bool], otherwise: EverfoldError) -> None:
         """Wait for the cluster at most `change_deadline_s`; raise why not. Hold the lock."""
@@ -339,6 +340,7 @@ class Core(Knowledge):
         self.wait_all()
         with self.lock:
             self.tree.forget_all()
+            self.walking.forget()
             self._unlisted.clear()
             for content in list(self.contents.values()):
                 if content.is_idle:

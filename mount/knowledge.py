@@ -33,6 +33,7 @@ from mount.notifier import Notifier
 from mount.policy import Policy
 from mount.staging import Staging
 from mount.tree import ABSENT, Tree
+from mount.walking import Walk, Walking
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -74,6 +75,12 @@ class Knowledge(ABC):
         self.contents: dict[Ino, Content] = {}
         self.xattrs: dict[Ino, dict[bytes, bytes]] = {}  # of inodes whose attributes are known
         self.notifier = Notifier()
+        self.walking = Walking(
+            self.space,
+            self.tree,
+            self.lock,
+            lambda ask: self.read(lambda: self.names.list_many(ask)),
+        )
         self._unlisted: dict[Ino, int] = {}  # unknown names to go until a directory is listed
         self.feed_seq = session.seq
         self.locks_gen = 0  # the feed's counter of locks that fell
@@ -154,10 +161,11 @@ class Knowledge(ABC):
                 return None
             attr = self.tree.attr(ino) if ino is not None else None
             if attr is not None:
+                if parent in self.walking.ahead:
+                    self.walking.arrives(parent)
                 return self._local(attr)
         patience.require()
-        if ino is None and self._is_walked(parent):
-            self._learn_directory(parent)
+        if ino is None and (self.walking.awaits(parent) or self._learns(parent)):
             with self.lock:
                 ino = self.tree.child(parent, name)
                 if ino == ABSENT:
@@ -174,20 +182,24 @@ class Knowledge(ABC):
                 attr = answer.entry.attr
             return None if attr is None else self._local(attr)
 
-    def _is_walked(self, directory: Ino) -> bool:
-        """Count a name that was not known; tell whether all of the directory's should be now.
+    def _learns(self, directory: Ino) -> bool:
+        """Count a name that was not known, and ask for all of the directory's if that pays.
 
-        At the second one; after that when as many were asked for as a listing is worth: one
-        costs 0.25 to 0.4 ms, a hundred listed together 0.9.
+        At the second one, or the first where a program walks; after that when as many were
+        asked for as a listing is worth: one costs 0.25 to 0.4 ms, a hundred together 0.9.
         """
         with self.lock:
             left = self._unlisted.get(directory, 2) - 1
             if len(self._unlisted) > _WALKED_MAX:
                 self._unlisted.clear()
             self._unlisted[directory] = left
-            return left == 0
+            walk = self.walking.expects(directory) if left < SIZE_MAX // 2 else None
+        is_due = walk is not None or left == 0
+        if is_due:
+            self._learn_directory(directory, walk)
+        return is_due
 
-    def _learn_directory(self, directory: Ino) -> None:
+    def _learn_directory(self, directory: Ino, walk: Walk | None) -> None:
         """Ask for the names of a directory, with attributes, if it is not too large."""
         ask = wire.ListDir(self.space, directory, limit=_WALK_NAMES)
         try:
@@ -199,6 +211,7 @@ class Knowledge(ABC):
         with self.lock:
             if not page.more:
                 self.tree.install_listing(directory, page.parent, page.entries, page.seq)
+                self.walking.listed(walk, directory, page.parent, page.entries)
             self._unlisted[directory] = SIZE_MAX if page.more else 2 + len(page.entries) // 16
 
     def require_child(self, parent: Ino, name: bytes) -> Attr:
@@ -212,13 +225,23 @@ class Knowledge(ABC):
         """Return (the directory's parent, its names with attributes)."""
         with self.lock:
             known = self._known_listing(ino)
+            if known is not None and ino in self.walking.ahead:
+                self.walking.arrives(ino)
         if known is not None:
             return known
         patience.require()
+        if self.walking.awaits(ino):
+            with self.lock:
+                known = self._known_listing(ino)
+            if known is not None:
+                return known
+        with self.lock:
+            walk = self.walking.expects(ino)
         for _ in range(_LISTING_ATTEMPTS):
             parent, entries, seq = self._fetch_listing(ino)
             with self.lock:
                 self.tree.install_listing(ino, parent, entries, seq)
+                self.walking.listed(walk, ino, parent, entries)
                 known = self._known_listing(ino)  # with what is on its way from here
             if known is not None:
                 return known

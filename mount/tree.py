@@ -86,6 +86,11 @@ class Tree:
         self._directories.move_to_end(ino)
         return directory.parent, list(directory.children.items())
 
+    def is_listed(self, ino: Ino) -> bool:
+        """Tell whether all names of a directory are known."""
+        directory = self._directories.get(ino)
+        return directory is not None and directory.is_complete
+
     def children(self, ino: Ino) -> Mapping[bytes, Ino]:
         """Return the known names of a directory: the very mapping that changes with it."""
         directory = self._directories.get(ino)

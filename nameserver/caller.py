@@ -64,6 +64,10 @@ class Caller:
         self._may(ask.space)
         return self._service.tree.extents(ask)
 
+    def list_many(self, ask: wire.ListMany) -> wire.Listings:
+        self._may(ask.space)
+        return self._service.tree.list_many(ask)
+
     def many_extents(self, ask: wire.GetManyExtents) -> wire.ManyExtents:
         self._may(ask.space)
         return self._service.tree.many_extents(ask)

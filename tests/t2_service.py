@@ -63,6 +63,7 @@ def asks(space: Any) -> dict[str, Any]:
         "listdir": wire.ListDir(space, ROOT),
         "attrs": wire.GetAttrs(space, [ROOT]),
         "extents": wire.GetExtents(space, ROOT),
+        "list-many": wire.ListMany(space, [ROOT]),
         "many-extents": wire.GetManyExtents(space, [ROOT]),
         "xattrs": wire.GetXattrs(space, ROOT),
         "commit": wire.Commit(space, M1, 1, []),

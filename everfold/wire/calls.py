@@ -93,6 +93,24 @@ class Listing(Record, frozen=True):
     more: bool
 
 
+class ListMany(Record, frozen=True):
+    """List directories as they are now, with up to `limit` names each (256 in a question)."""
+
+    space: SpaceId
+    inos: list[Ino]
+    limit: int = 1_000
+
+
+class Listings(Record, frozen=True):
+    """Whole listings, in the order of the question, about 10,000 names together.
+
+    What is gone, is no directory, has more names, or comes after these is left out.
+    """
+
+    seq: Seq
+    found: list[Listing]
+
+
 class GetAttrs(Record, frozen=True):
     """Attributes of several inodes; those that are gone are left out of the answer."""
 

@@ -21,6 +21,7 @@ CALLS: Final[dict[str, tuple[type[Record], type[Record]]]] = {
     "listdir": (calls.ListDir, calls.Listing),
     "attrs": (calls.GetAttrs, calls.Attrs),
     "extents": (calls.GetExtents, calls.FileExtents),
+    "list-many": (calls.ListMany, calls.Listings),
     "many-extents": (calls.GetManyExtents, calls.ManyExtents),
     "xattrs": (calls.GetXattrs, calls.Xattrs),
     "commit": (calls.Commit, calls.Committed),

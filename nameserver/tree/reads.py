@@ -29,6 +29,8 @@ from nameserver.tree import extents
 from nameserver.tree.ledger import BlockLedger
 
 LIST_MAX: Final = 50_000  # entries in one listing
+LIST_MANY_MAX: Final = 256  # directories in one question
+_LIST_MANY_NAMES: Final = 10_000  # in its answer; the last listing may go beyond
 ATTRS_MAX: Final = 50_000  # inodes in one question
 MANY_MAX: Final = 1_000  # files in one question about extents
 _MANY_AT_ONCE: Final = 64
@@ -228,6 +230,23 @@ def listing(moment: Moment, ask: wire.ListDir) -> wire.Listing:
     return wire.Listing(
         moment.seq, attr, moment.parent(ask.ino), entries[:limit], len(entries) > limit
     )
+
+
+def listings(moment: Moment, ask: wire.ListMany) -> wire.Listings:
+    """See `wire.ListMany`."""
+    if ask.limit < 1 or len(ask.inos) > LIST_MANY_MAX:
+        raise EverfoldError(Kind.INVALID, f"up to {LIST_MANY_MAX} listings have an entry or more")
+    found: list[wire.Listing] = []
+    limit, room = min(ask.limit, _LIST_MANY_NAMES), _LIST_MANY_NAMES
+    for ino in ask.inos:
+        attr = moment.find_attr(ino)
+        if attr is None or not attr.is_dir or room <= 0:
+            continue
+        entries = moment.entries(ino, b"", limit + 1)
+        if len(entries) <= limit:
+            room -= len(entries)
+            found.append(wire.Listing(moment.seq, attr, moment.parent(ino), entries, more=False))
+    return wire.Listings(moment.seq, found)
 
 
 def attrs(moment: Moment, ask: wire.GetAttrs) -> wire.Attrs:

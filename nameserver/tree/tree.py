@@ -90,6 +90,11 @@ class Tree:
         with self._db.read() as cx:
             return Moment(cx, ask.space, ask.seq).extents(ask, self._blocks)
 
+    def list_many(self, ask: wire.ListMany) -> wire.Listings:
+        """See `wire.ListMany`."""
+        with self._db.read() as cx:
+            return reads.listings(Moment(cx, ask.space, NOW), ask)
+
     def many_extents(self, ask: wire.GetManyExtents) -> wire.ManyExtents:
         """See `wire.GetManyExtents`."""
         with self._db.read() as cx:
