@@ -1,193 +1,101 @@
-"""Whoever walks through a tree finds the next directories listed already."""
+"""Whoever walks through a directory costs one question, not one a name."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
-from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.model import ROOT, Ino
+from everfold.model import ROOT
 from mount.client import Client
-from mount.walking import AHEAD_MAX, WALKS_MAX
-from tests.harness.world import ME, World, eventually, find, save
-
-OUTER, INNER = 6, 5
-TREE = [f"d{i}" for i in range(OUTER)] + [f"d{i}/e{k}" for i in range(OUTER) for k in range(INNER)]
+from tests.harness.world import ME, World, find, save
 
 
-class Asked:
-    """What a mount asked the nameserver about names."""
+def counting(client: Client, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count what a mount asks the nameserver about names."""
+    asked: Counter[str] = Counter()
 
-    def __init__(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.counts: Counter[str] = Counter()
-        self.ahead: list[Ino] = []
-        for verb in ("lookup", "listdir", "list_many"):
-            self._watch(client.core.names, verb, monkeypatch)
+    def counted(verb: str, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def ask(form: Any) -> Any:
+            asked[verb] += 1
+            return call(form)
 
-    def _watch(self, names: object, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = getattr(names, verb)
+        return ask
 
-        def asked(ask: object) -> object:
-            self.counts[verb] += 1
-            if isinstance(ask, wire.ListMany):
-                self.ahead += ask.inos
-            return real(ask)
+    for verb in ("lookup", "listdir", "attrs"):
+        call = getattr(client.core.names, verb)
+        monkeypatch.setattr(client.core.names, verb, counted(verb, call))
+    return asked
 
-        monkeypatch.setattr(names, verb, asked)
+
+class Bench(NamedTuple):
+    """A mount that knows nothing yet, what it asks, and another one."""
+
+    reader: Client
+    asked: Counter[str]
+    writer: Client
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     with World(tmp_path) as world:
         writer = world.mount("writer")
-        for path in sorted(TREE):  # as `cp -a` and tar make them: each with what is inside it
-            where, _, name = path.rpartition("/")
-            parent = find(writer, where).ino if where else ROOT
-            writer.vfs.mkdir(parent, name.encode(), 0o755, ME)
-            save(writer, f"{path}/file", path.encode())
-            save(writer, f"{path}/more", path.encode())
+        writer.vfs.mkdir(ROOT, b"d", 0o755, ME)
+        for number in range(100):
+            save(writer, f"d/f{number}", b"%d" % number)
         writer.vfs.syncfs()
-        yield world
+        client = world.mount("reader")
+        yield Bench(client, counting(client, monkeypatch), writer)
 
 
-def walk(client: Client, ino: Ino = ROOT) -> list[bytes]:
-    """List a tree as `find` does: each directory, then those inside it."""
-    found: list[bytes] = []
-    fh = client.vfs.opendir(ino)
-    items = client.vfs.readdir(fh, 0, 1000, True)
-    client.vfs.releasedir(fh)
-    for item in items:
-        if item.name not in (b".", b".."):
-            found.append(item.name)
-            if item.mode & 0o40000:
-                found += walk(client, item.ino)
-    return found
+def test_a_hundred_names_of_a_cold_directory_are_one_question(asked: Bench) -> None:
+    client, count, _ = asked
+    folder = find(client, "d").ino
+    count.clear()
+    sizes = [client.vfs.lookup(folder, b"f%d" % n).attr.size for n in range(100)]
+
+    assert sizes == [1] * 10 + [2] * 90
+    assert count == {"lookup": 1, "listdir": 1}
 
 
-def at_rest(client: Client) -> bool:
-    return not client.core.walking._coming
+def test_afterwards_a_name_that_is_not_there_is_known_not_to_be(asked: Bench) -> None:
+    client, count, _ = asked
+    folder = find(client, "d").ino
+    for name in (b"f1", b"f2"):
+        client.vfs.lookup(folder, name)
+    count.clear()
+    for number in range(50):
+        with pytest.raises(EverfoldError) as refused:
+            client.vfs.lookup(folder, b"absent-%d" % number)
+        assert refused.value.kind is Kind.NOT_FOUND
+
+    assert not count
 
 
-def test_who_lists_a_tree_asks_for_few_of_its_directories(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = world.mount("reader")
-    asked = Asked(client, monkeypatch)
+def test_one_name_of_a_directory_does_not_list_it(asked: Bench) -> None:
+    client, count, _ = asked
+    folder = find(client, "d").ino
+    count.clear()
+    client.vfs.lookup(folder, b"f7")
 
-    found = walk(client)
-
-    assert asked.counts["listdir"] <= 4  # of 37: the root, the first inside it, who was too fast
-    assert len(asked.ahead) == len(set(asked.ahead))  # none twice
-    assert Counter(found) == Counter(walk(world.mount("other")))
-    assert len(found) == 3 * len(TREE)
+    assert count == {"lookup": 1}
 
 
-def test_who_looks_for_names_finds_them_listed(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = world.mount("reader")
-    asked = Asked(client, monkeypatch)
+def test_a_change_elsewhere_costs_a_question_for_its_name_only(asked: Bench) -> None:
+    client, count, writer = asked
+    folder = find(client, "d").ino
+    for name in (b"f1", b"f2"):
+        client.vfs.lookup(folder, name)
+    count.clear()
+    for number in range(5):
+        save(writer, f"d/new-{number}", b"new")
+        writer.vfs.syncfs()
+        client.vfs.feed.poll_once(0.0)
+        assert client.vfs.lookup(folder, b"new-%d" % number).attr.size == 3
 
-    for path in sorted(TREE):
-        for name in ("file", "more", "none"):
-            try:
-                found = find(client, f"{path}/{name}")
-                assert client.core.attr(found.ino).size == len(path)
-            except EverfoldError as err:
-                assert (err.kind, name) == (Kind.NOT_FOUND, "none")
-
-    assert asked.counts["lookup"] + asked.counts["listdir"] <= 8  # of 145 names
-
-
-def test_several_walk_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = world.mount("reader")
-    asked = Asked(client, monkeypatch)
-    walkers = [
-        [f"d{i}/e{k}/file" for i in parts for k in range(INNER)] for parts in ((0, 1, 2), (3, 4, 5))
-    ]
-
-    for paths in zip(*walkers, strict=True):
-        for path in paths:
-            assert find(client, path).is_file
-
-    assert asked.counts["lookup"] + asked.counts["listdir"] <= 16  # of 37 directories
-    walking = client.core.walking
-    assert eventually(lambda: at_rest(client))
-    for walk_ in walking._walks:
-        assert walk_.ahead == sum(whose is walk_ for whose in walking.ahead.values())
-
-
-def test_the_oldest_walk_is_let_go(world: World) -> None:
-    client = world.mount("reader")
-    walking = client.core.walking
-    with client.core.lock:
-        for ino in range(1_000, 1_000 + 3 * WALKS_MAX):
-            walking.listed(None, Ino(ino), Ino(ino), [])
-            walking.ahead[Ino(ino)] = walking._walks[0]
-            walking._walks[0].ahead += 1
-
-    assert len(walking._walks) == WALKS_MAX
-    assert set(walking.ahead) == {Ino(1_000 + 2 * WALKS_MAX + k) for k in range(WALKS_MAX)}
-
-
-def test_who_goes_here_and_there_has_nothing_listed_ahead(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writer = world.mount("other")
-    for i in range(40):
-        writer.vfs.mkdir(ROOT, b"g%02d" % i, 0o755, ME)
-        save(writer, f"g{i:02}/file", b"x")
-    writer.vfs.syncfs()
-    client = world.mount("reader")
-    asked = Asked(client, monkeypatch)
-
-    for i in (35, 10, 22, 3, 39):
-        assert find(client, f"g{i:02}/file").is_file
-
-    assert not asked.ahead
-
-
-def test_who_stops_has_a_bounded_number_listed(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = world.mount("reader")
-    asked = Asked(client, monkeypatch)
-
-    client.vfs.readdir(client.vfs.opendir(ROOT), 0, 1000, True)
-    client.vfs.readdir(client.vfs.opendir(find(client, "d0").ino), 0, 1000, True)
-    assert eventually(lambda: at_rest(client))
-
-    assert 1 <= len(asked.ahead) <= 4
-    assert set(client.core.walking.ahead) == set(asked.ahead)
-    assert AHEAD_MAX >= 4
-
-
-def test_what_others_make_meanwhile_is_in_what_was_listed_ahead(world: World) -> None:
-    client = world.mount("reader")
-    client.vfs.readdir(client.vfs.opendir(ROOT), 0, 1000, True)
-    client.vfs.readdir(client.vfs.opendir(find(client, "d0").ino), 0, 1000, True)
-    assert eventually(lambda: at_rest(client) and bool(client.core.walking.ahead))
-
-    writer = world.mount("other")
-    save(writer, "d0/e0/late", b"x")
-    writer.vfs.syncfs()
-
-    assert eventually(lambda: b"late" in walk(client, find(client, "d0/e0").ino))
-
-
-def test_when_it_cannot_be_asked_ahead_each_asks_for_itself(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = world.mount("reader")
-
-    def refused(ask: wire.ListMany) -> wire.Listings:
-        raise EverfoldError(Kind.NOT_FOUND, "there is no such call", "list-many")
-
-    monkeypatch.setattr(client.core.names, "list_many", refused)
-
-    assert len(walk(client)) == 3 * len(TREE)
-    assert eventually(lambda: at_rest(client))
+    assert count["lookup"] == 5
+    assert not count["listdir"]
