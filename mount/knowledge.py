@@ -33,7 +33,7 @@ from mount.notifier import Notifier
 from mount.policy import Policy
 from mount.staging import Staging
 from mount.tree import ABSENT, Tree
-from mount.walking import Walk, Walking
+from mount.walking import NAMES_MAX, Walk, Walking
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 READ_DEADLINE_S = 10.0
 _GONE_S = 2.0  # how long the feed may take to tell of a deletion that an answer shows
 _LISTING_ATTEMPTS = 3  # before a listing is answered as the nameserver gave it
-_WALK_NAMES = 1000  # of a directory that is asked for whole because its names are
 _WALKED_MAX = 10_000  # directories whose unknown names are counted
 LISTING_MAX = 50_000  # names of a directory past which it is asked for once only
 KEPT_CONTENTS = 20_000  # closed files whose extents are remembered
@@ -193,7 +192,8 @@ class Knowledge(ABC):
             if len(self._unlisted) > _WALKED_MAX:
                 self._unlisted.clear()
             self._unlisted[directory] = left
-            walk = self.walking.expects(directory) if left < SIZE_MAX // 2 else None
+            is_large = left > SIZE_MAX // 2  # as its last listing told
+            walk = None if is_large else self.walking.expects(directory)
         is_due = walk is not None or left == 0
         if is_due:
             self._learn_directory(directory, walk)
@@ -201,7 +201,7 @@ class Knowledge(ABC):
 
     def _learn_directory(self, directory: Ino, walk: Walk | None) -> None:
         """Ask for the names of a directory, with attributes, if it is not too large."""
-        ask = wire.ListDir(self.space, directory, limit=_WALK_NAMES)
+        ask = wire.ListDir(self.space, directory, limit=NAMES_MAX)
         try:
             page = self.read(lambda: self.names.listdir(ask))
         except EverfoldError as err:
@@ -241,10 +241,10 @@ class Knowledge(ABC):
             parent, entries, seq = self._fetch_listing(ino)
             with self.lock:
                 self.tree.install_listing(ino, parent, entries, seq)
-                self.walking.listed(walk, ino, parent, entries)
                 known = self._known_listing(ino)  # with what is on its way from here
-            if known is not None:
-                return known
+                if known is not None:
+                    self.walking.listed(walk, ino, parent, entries)
+                    return known
             if len(entries) > LISTING_MAX:
                 break
         # It changes faster than it can be asked for, or is too large to be remembered.

@@ -30,7 +30,7 @@ from mount.tree import Tree
 AHEAD_MAX: Final = 64  # directories
 EXPECTED_MAX: Final = 10_000
 WALKS_MAX: Final = 8
-NAMES_MAX: Final = 1_000  # of a directory that is listed ahead
+NAMES_MAX: Final = 1_000  # of a directory that is listed before it was asked for whole
 _FIRST: Final = 4  # directories listed ahead to begin with
 _NEAR: Final = 8  # that many of those expected may be passed over
 _AT_ONCE: Final = 8  # directories in one question
@@ -49,9 +49,10 @@ class Walk:
         self.window = 0  # how many may be ahead; 0: perhaps nobody walks
         self.ahead = 0  # directories that are listed for him, or being listed
 
-    def expect(self, directories: Iterable[Ino]) -> None:
-        """Expect these, in the order in which they were made, before all others."""
-        self.expected.extendleft(sorted(directories, reverse=True))
+    def expect(self, entries: Iterable[Entry]) -> None:
+        """Expect the directories among these, as they were made, before all others."""
+        inside = [entry.attr.ino for entry in entries if entry.attr.is_dir]
+        self.expected.extendleft(sorted(inside, reverse=True))
         while len(self.expected) > EXPECTED_MAX:
             self.expected.pop()
 
@@ -111,7 +112,7 @@ class Walking:
             self._walks.insert(0, walk)
             if len(self._walks) > WALKS_MAX:
                 self._let_go(self._walks.pop())
-        walk.expect(entry.attr.ino for entry in entries if entry.attr.is_dir)
+        walk.expect(entries)
         self._list_on(walk)
 
     def arrives(self, directory: Ino) -> None:
@@ -175,12 +176,12 @@ class Walking:
 
     def _install(self, walk: Walk, pages: list[wire.Listing]) -> None:
         """Take in listings that were asked for ahead. Hold the lock."""
-        inside: list[Ino] = []
+        inside: list[Entry] = []
         for page in pages:
             ino = page.attr.ino
             is_new = self._tree.install_listing(ino, page.parent, page.entries, page.seq)
             if is_new and walk in self._walks:
                 self.ahead[ino] = walk
                 walk.ahead += 1
-                inside += [entry.attr.ino for entry in page.entries if entry.attr.is_dir]
+                inside += page.entries
         walk.expect(inside)
