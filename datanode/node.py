@@ -232,8 +232,9 @@ class Node:
         if state is not self.state:
             log.warning("state is %s now, was %s", state.value, self.state.value)
         self.state = state  # obeyed at once, also when it cannot be written down yet
-        if state is not self._written:
-            self._write_facts(state)
+        lasting = state if state in _SHUT else NodeState.UP
+        if lasting is not self._written:  # three syncs of a disk that may be why we were late
+            self._write_facts(lasting)
 
     def heartbeat(self, boot: str) -> tuple[wire.Heartbeat, News]:
         """Return the beat of this moment, and what to confirm when it was answered."""

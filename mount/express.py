@@ -38,19 +38,23 @@ def is_small(blocks: Sequence[Block]) -> bool:
 
 
 def put(
-    nodes: Nodes, blocks: Sequence[Block], attempt_s: float, meanwhile: Callable[[], None]
+    nodes: Nodes,
+    blocks: Sequence[Block],
+    patience_s: Callable[[NodeId], float],
+    meanwhile: Callable[[], None],
 ) -> list[wire.Stored] | None:
     """Put blocks on all nodes of one spare place; None when one of them did not keep all.
 
-    `meanwhile` is run while the requests are under way, unless there is no place. What a node
-    kept although another failed is harmless: blocks may be put any number of times.
+    `patience_s` tells how long a node may take; `meanwhile` is run while the requests are under
+    way, unless there is no place. What a node kept although another failed is harmless: blocks
+    may be put any number of times.
     """
     place = nodes.spare()
     if not place:
         return None
     began = time.monotonic()
     distinct = [(block, bytes(data)) for block, data in dict(blocks).items()]
-    pending = [(node, _begin(nodes, node, distinct, attempt_s)) for node in place]
+    pending = [(node, _begin(nodes, node, distinct, patience_s(node))) for node in place]
     meanwhile()
     kept = [_has_kept(nodes, node, call, began) for node, call in pending]
     if not all(kept):

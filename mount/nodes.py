@@ -250,6 +250,12 @@ class Nodes:
         self.took(id_, (time.monotonic() - began) / (1 + moved / (1 << 20)))
         return answer
 
+    def latency(self, id_: NodeId) -> float:
+        """Return how long a call of this node takes that moves few bytes, in seconds."""
+        with self._lock:
+            peer = self._peers.get(id_)
+            return _UNKNOWN_S if peer is None else _latency(peer, time.monotonic())
+
     def took(self, id_: NodeId, seconds: float) -> None:
         """Note how long a node needed, or that it needs at least so long."""
         with self._lock:

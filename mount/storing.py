@@ -4,8 +4,10 @@ A few small blocks go straight to a place that is known beforehand (`mount.expre
 others a round asks the nameserver where the blocks shall go (`plan`), and gives every target
 node a lane: a queue of requests (many small blocks, or one large) that a few threads work
 through. A lane whose node fails is dead at once, with what it still had; the next round plans
-the rest again, without the nodes that failed. A round does not wait for stragglers once every block
-has its acknowledgements and a short grace is over: the repairer makes the missing copies.
+the rest again, without the nodes that failed as far as others are left, and with more patience
+when none had acknowledged anything: where all disks are slow, nothing else ends. A round does not
+wait for stragglers once every block has its acknowledgements and a short grace is over: the
+repairer makes the missing copies.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from everfold import wire
@@ -36,6 +38,8 @@ SPARES: Final = 8  # places for small blocks to know beforehand: as many nodes t
 _SLOWEST: Final = 16 * 1024 * 1024  # bytes a second below which a node counts as hung
 _LANE_THREADS: Final = 3  # requests under way to one node, of one store
 _PAUSE_S: Final = (0.05, 1.0)  # between rounds that brought nothing
+_SLOW: Final = 3.0  # a node that has been slow lately may take so many times as long
+_ATTEMPT_MAX_S: Final = 16.0  # where all are slow
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +47,7 @@ _log = logging.getLogger(__name__)
 class StoreTiming:
     """Seconds."""
 
-    attempt_s: float = 1.0  # of one request, besides what its bytes need
+    attempt_s: float = 1.0  # of one request, besides what its bytes need; more where all are slow
     grace_s: float = 0.5  # for stragglers; more when all were slow
     deadline_s: float = 30.0  # without any acknowledgement
 
@@ -92,7 +96,7 @@ class Storer:
         `meanwhile` is run once, while the first round's requests are under way.
         """
         if express.is_small(blocks):
-            stored = express.put(self._nodes, blocks, self._timing.attempt_s, meanwhile)
+            stored = express.put(self._nodes, blocks, self._patience, meanwhile)
             if stored is not None:
                 return stored
         want = dict(blocks)
@@ -100,11 +104,12 @@ class Storer:
         acks: dict[BlockId, list[NodeId]] = {}
         patience_s = self._timing.deadline_s if deadline_s is None else deadline_s
         ends, pause = time.monotonic() + patience_s, _PAUSE_S[0]
+        attempt_s = self._timing.attempt_s
         while True:
             before = len(result) + sum(map(len, acks.values()))
             failures: dict[NodeId, Kind] = {}
             try:
-                self._store_once(want, acks, failures, result, meanwhile)
+                self._store_once(want, acks, failures, result, attempt_s, meanwhile)
                 meanwhile = _nothing
             except EverfoldError as err:
                 if not err.kind.may_retry and not self._may_find_space(err):
@@ -120,6 +125,11 @@ class Storer:
             ):
                 raise self._given_up(want, failures)
             pause = min(2 * pause, _PAUSE_S[1])
+            attempt_s = min(2 * attempt_s, _ATTEMPT_MAX_S)
+
+    def _patience(self, node: NodeId) -> float:
+        """Return how long a node may take for a request of few bytes, in seconds."""
+        return _patience(self._nodes, node, self._timing.attempt_s)
 
     def _store_once(
         self,
@@ -127,6 +137,7 @@ class Storer:
         acks: dict[BlockId, list[NodeId]],
         failures: dict[NodeId, Kind],
         result: dict[BlockId, wire.Stored],
+        attempt_s: float,
         meanwhile: Callable[[], None],
     ) -> None:
         """Plan and put once; what is safe then moves from `want` to `result`."""
@@ -135,7 +146,8 @@ class Storer:
             if nodes is None:  # the cluster has it already
                 result[block] = wire.Stored(block, len(want.pop(block)), [])
         lanes = self._lanes(want, targets, acks)
-        _Round(self._nodes, self._timing, self._min_replicas, acks, failures).run(
+        timing = replace(self._timing, attempt_s=attempt_s)
+        _Round(self._nodes, timing, self._min_replicas, acks, failures).run(
             lanes, want, self._calls, meanwhile
         )
         for block in self._safe(want, targets, acks):
@@ -267,7 +279,7 @@ class _Round:
                     if lane.is_dead or not lane.requests:
                         return
                     request = lane.requests.popleft()
-                    lane.silent_until = self._patience_with(request)
+                    lane.silent_until = self._patience_with(lane.node, request)
                 kinds = self._send(lane.node, request)
                 with self.changed:
                     self._note(lane, request, kinds)
@@ -279,12 +291,13 @@ class _Round:
 
     def _send(self, node: NodeId, request: list[Block]) -> Sequence[Kind | None]:
         """Return for each block None (kept) or why not."""
+        patience_s = _patience(self.nodes, node, self.timing.attempt_s)
 
         def ask(client: BlockClient) -> Sequence[Kind | None]:
             if len(request) > 1:
                 small = [(block, bytes(data)) for block, data in request]
-                return client.put_many(small, self.timing.attempt_s)
-            client.put(*request[0], self.timing.attempt_s)
+                return client.put_many(small, patience_s)
+            client.put(*request[0], patience_s)
             return [None]
 
         try:
@@ -293,10 +306,11 @@ class _Round:
             _log.info("node %s did not keep %d blocks: %s", node, len(request), err)
             return [err.kind] * len(request)
 
-    def _patience_with(self, request: list[Block]) -> float:
+    def _patience_with(self, node: NodeId, request: list[Block]) -> float:
         """Return until when a node that got this may say nothing before it counts as hung."""
         size = sum(len(data) for _, data in request)
-        limit = self.timing.attempt_s + size * _LANE_THREADS / _SLOWEST
+        patience_s = _patience(self.nodes, node, self.timing.attempt_s)
+        limit = patience_s + size * _LANE_THREADS / _SLOWEST
         return time.monotonic() + limit
 
     def _note(self, lane: _Lane, request: list[Block], kinds: Sequence[Kind | None]) -> None:
@@ -318,6 +332,10 @@ class _Round:
             self.nodes.is_full(lane.node)
         else:
             self.nodes.avoid(lane.node)
+
+
+def _patience(nodes: Nodes, node: NodeId, attempt_s: float) -> float:
+    return max(attempt_s, min(_SLOW * nodes.latency(node), _ATTEMPT_MAX_S))
 
 
 def _requests(share: list[Block]) -> list[list[Block]]:

@@ -103,6 +103,7 @@ def _serve(
     """Be one process of a nameserver, until SIGTERM."""
     service = make_service(data, settings)
     service.db.prepare_to_serve()
+    service.leases.survive()
     service.driver.start()
     memory.give_back_at_rest()
     service.load.start()

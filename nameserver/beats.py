@@ -59,12 +59,24 @@ class Beats:
         """Take a node's report and hand out its commands. A new node is let in."""
         _check(ask)
         now = self._clock.time_ns()
+        # Before anything that may wait: a node does not fall silent because our disk is slow.
+        known = self._nodes.members().get(ask.node)
+        is_noted = known is not None and self._nodes.heard(ask.node, now)
         added = self._unknown(ask)
-        quiet = None if added else self._without_news(ask, now)
-        if quiet is not None:
-            self._compare(quiet, ask.digests, now)
-            return wire.BeatReply(quiet.state, self._policy.beat_s, [])
-        with self._db.write() as cx:
+        if known is None or not is_noted or not self._is_harmless(ask, known, now):
+            return self._take(ask, added, now)
+        if added or self._is_due(ask, known):
+            with self._nodes.kept_waiting(ask.node), self._db.write(is_durable=False) as cx:
+                _seen(cx, ask, now)
+                _added(cx, ask.node, added, now)
+            self._written[ask.node] = self._clock.monotonic()
+            self._nodes.forget_picture()
+        self._compare(known, ask.digests, now)
+        return wire.BeatReply(known.state, self._policy.beat_s, [])
+
+    def _take(self, ask: wire.Heartbeat, added: Sequence[wire.Held], now: int) -> wire.BeatReply:
+        """Take a report that is not harmless: durably, and its answer may give orders."""
+        with self._nodes.kept_waiting(ask.node), self._db.write() as cx:
             _seen(cx, ask, now)
             rotted = {(h.space, h.block) for h in ask.bad}
             _removed(cx, ask.node, [h for h in ask.removed if (h.space, h.block) not in rotted])
@@ -75,7 +87,7 @@ class Beats:
             is_news = self._nodes.tell(cx)
             member = self._nodes.read(cx)[ask.node]
             commands = self._commands(cx, member, now) if member.state in LIVE else []
-            is_busy = bool(commands) and tasks.any_unsent(cx, ask.node)
+            is_busy = bool(commands) and self._is_ordered(cx, ask.node, now)
         if is_news:
             self._nodes.changed()
         else:
@@ -85,24 +97,35 @@ class Beats:
         beat_s = self._policy.busy_beat_s if is_busy else self._policy.beat_s
         return wire.BeatReply(member.state, beat_s, commands)
 
-    def _without_news(self, ask: wire.Heartbeat, now_ns: int) -> Member | None:
-        """Note a beat that says only that its node is there; return that node, None: write it.
+    def _is_harmless(self, ask: wire.Heartbeat, known: Member, now_ns: int) -> bool:
+        """Tell whether this beat may be lost in a power cut, and its answer orders nothing.
 
-        Nearly all are such, while nobody writes; see `presence` for what else they would cost. A
-        beat of a node that counts as silent is news.
+        Nearly all are such. A copy that the map has not will be found by its digest; one that it
+        has too many might cost the last that there is. A beat of a node that counts as silent,
+        or that is elsewhere now, is news for everyone.
         """
-        if ask.removed or ask.bad or ask.lists:
-            return None
-        written = self._written.get(ask.node)
-        if written is None or self._clock.monotonic() - written > WRITTEN_S:
-            return None
-        member = self._nodes.members().get(ask.node)
-        if member is None or member.state not in HEARD or _has_changed(member, ask):
-            return None
+        if ask.removed or ask.bad or ask.lists or known.state not in HEARD:
+            return False
+        if self._written.get(ask.node) is None:  # our first of it
+            return False
+        there = (ask.url.rstrip("/"), ask.zone[:64], ask.boot[:64])
+        if there != (known.url, known.zone, known.boot):
+            return False
         with self._db.read() as cx:
-            if tasks.any_unsent(cx, ask.node):
-                return None
-        return member if self._nodes.heard(ask.node, now_ns) else None
+            return not self._is_ordered(cx, ask.node, now_ns)
+
+    def _is_ordered(self, cx: Cx, node: NodeId, now_ns: int) -> bool:
+        return tasks.any_ready(cx, node, now_ns, self._policy.drop_rest_s)
+
+    def _is_due(self, ask: wire.Heartbeat, known: Member) -> bool:
+        """Tell whether a beat without news is a commit all the same; see `presence`."""
+        if self._clock.monotonic() - self._written[ask.node] > WRITTEN_S:
+            return True
+        figures = (ask.capacity, ask.used, ask.blocks)
+        if figures != (known.capacity, known.used, known.blocks):
+            return True
+        # What is free moves by itself where others use the disk, too.
+        return abs(ask.free - known.free) > known.free // 64
 
     def _unknown(self, ask: wire.Heartbeat) -> Sequence[wire.Held]:
         """Return those of the blocks that came which the map has not on this node.
@@ -176,7 +199,7 @@ class Beats:
         with self._db.read() as cx:
             differ = [d.prefix for d in digests if _digest(cx, node, d.prefix) != (d.count, d.xor)]
         if differ:
-            with self._db.write() as cx:
+            with self._db.write(is_durable=False) as cx:  # it will be found again
                 tasks.list_prefixes(cx, node, differ, now_ns)
 
     def _reconcile(self, cx: Cx, node: NodeId, told: wire.PrefixList, now_ns: int) -> None:
@@ -211,14 +234,6 @@ def _check(ask: wire.Heartbeat) -> None:
     prefixes = [d.prefix for d in ask.digests] + [one.prefix for one in ask.lists]
     if any(not 0 <= prefix <= 255 for prefix in prefixes):
         raise EverfoldError(Kind.INVALID, "a prefix is one byte")
-
-
-def _has_changed(member: Member, ask: wire.Heartbeat) -> bool:
-    """Tell whether a beat says other things of its node than the table."""
-    there = (ask.url.rstrip("/"), ask.zone[:64], ask.boot[:64], ask.capacity, ask.used, ask.blocks)
-    known = (member.url, member.zone, member.boot, member.capacity, member.used, member.blocks)
-    # What is free moves by itself where others use the disk, too.
-    return there != known or abs(ask.free - member.free) > member.free // 64
 
 
 def _seen(cx: Cx, ask: wire.Heartbeat, now_ns: int) -> None:

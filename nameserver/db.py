@@ -48,6 +48,8 @@ _PRAGMAS = {
     "temp_store": "memory",
     "foreign_keys": 1,
 }
+_SYNCHRONOUS = {True: "PRAGMA synchronous = full", False: "PRAGMA synchronous = normal"}
+_BEGIN_LIGHTLY = "BEGIN; SET LOCAL synchronous_commit TO OFF"
 _WRITER_KIB = 16_384  # pages that a connection keeps in memory
 _READER_KIB = 1_024
 _READERS = 8  # kept open while nobody reads
@@ -141,12 +143,16 @@ class Database:
         """Return how long this process's writers waited for their turn; PostgreSQL's know none."""
         return Durations() if self._lines is None else self._lines.waited
 
-    def write(self) -> AbstractContextManager[Cx]:
-        """Run a transaction that writes; committed (durably) on leaving, rolled back on error."""
+    def write(self, is_durable: bool = True) -> AbstractContextManager[Cx]:
+        """Run a transaction that writes; committed (durably) on leaving, rolled back on error.
+
+        One that need not be durable may be lost in a power cut, unless a later one was durable;
+        it waits for no disk.
+        """
         if self._lines is not None:
-            return _Writing(self._lines)
+            return _Writing(self._lines, is_durable)
         assert self._pool is not None
-        return self._postgres(self._pool, "BEGIN")
+        return self._postgres(self._pool, "BEGIN" if is_durable else _BEGIN_LIGHTLY)
 
     def read(self) -> AbstractContextManager[Cx]:
         """Run queries that all see one moment."""
@@ -212,20 +218,24 @@ class _Lines:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._turn = Turn(path)  # guards _writer
+        self._turn = Turn(path)  # guards _writer and _is_durable
         self._writer: _Line | None = None
+        self._is_durable = True  # its commits are
         self._checkpointer: Checkpointer | None = None
         self.waited = Durations()  # for the turn
         self._idle: list[_Line] = []  # readers; append and pop are atomic
 
-    def begin_writing(self) -> _Line:
+    def begin_writing(self, is_durable: bool = True) -> _Line:
         """Wait for the turn and return the connection that writes, in a transaction."""
         began = perf_counter_ns()
         self._turn.acquire()
         self.waited.note(perf_counter_ns() - began)
         try:
             if self._writer is None:
-                self._writer = self._open(_WRITER_KIB)
+                self._writer, self._is_durable = self._open(_WRITER_KIB), True
+            if is_durable is not self._is_durable:
+                self._writer.cursor.execute(_SYNCHRONOUS[is_durable])
+                self._is_durable = is_durable
             self._writer.cursor.execute("BEGIN IMMEDIATE")
         except BaseException as err:
             self.undo_writing(err)
@@ -318,13 +328,13 @@ class _Lines:
 class _Writing:
     """A transaction that writes. A class: generators would cost a third of a lookup."""
 
-    __slots__ = ("_line", "_lines")
+    __slots__ = ("_is_durable", "_line", "_lines")
 
-    def __init__(self, lines: _Lines) -> None:
-        self._lines = lines
+    def __init__(self, lines: _Lines, is_durable: bool) -> None:
+        self._lines, self._is_durable = lines, is_durable
 
     def __enter__(self) -> Cx:
-        self._line = self._lines.begin_writing()
+        self._line = self._lines.begin_writing(self._is_durable)
         return self._line.cx
 
     def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:

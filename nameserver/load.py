@@ -146,7 +146,7 @@ class Load:
             self._unwritten.append((at_s, self.process, *step[:5], packed))
         if not self._unwritten and now_s - self._pruned_s < _PRUNE_S:
             return
-        with self._db.write() as cx:
+        with self._db.write(is_durable=False) as cx:
             cx.many(
                 "INSERT INTO load (at_s, process, requests, bytes_in, bytes_out, stored, fetched,"
                 " durations) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",

@@ -7,9 +7,10 @@ from how long it has been silent. What is stored is the state that was last *tol
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from everfold.errors import EverfoldError, Kind
@@ -19,6 +20,7 @@ from nameserver.db import Cx, Database, Row
 from nameserver.policy import Policy
 from nameserver.presence import presence
 
+_ANEW_S = 5.0  # a node gives up a beat after so long (`datanode.beat`)
 _FRESH_S = 0.1  # how old a process's picture of the nodes may be
 _WORDS = {"failed": NodeState.FAILED, "removed": NodeState.REMOVED}
 LIVE = frozenset({NodeState.UP, NodeState.SUSPECT, NodeState.DRAINING})
@@ -132,8 +134,21 @@ class NodeBook:
     # ------------------------------------------------------------ telling
 
     def heard(self, node: NodeId, now_ns: int) -> bool:
-        """Note that a node that is not silent has beaten; False when it must be written down."""
+        """Note that a node has beaten; False when that must be written down."""
         return self._presence.note(node, now_ns)
+
+    @contextlib.contextmanager
+    def kept_waiting(self, node: NodeId) -> Iterator[None]:
+        """While what a node told is written down, it is not silent: we are slow.
+
+        A commit that somebody waits for may have the disk for seconds, and a node whose beat was
+        not answered sends no other before `_ANEW_S` are over.
+        """
+        self._presence.presume(node, self._clock.time_ns() + int(_ANEW_S * 1e9))
+        try:
+            yield
+        finally:
+            self._presence.presume(node, self._clock.time_ns())
 
     def tell(self, cx: Cx) -> bool:
         """Write down the states if they changed since they were last told; tell whether.

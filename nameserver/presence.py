@@ -35,6 +35,10 @@ class Presence(Protocol):
         """A node that the table has was heard of; False when this cannot be noted here."""
         ...
 
+    def presume(self, node: NodeId, until_ns: int) -> None:
+        """Take a node for one that is heard of until then: what it told waits for our disk."""
+        ...
+
     def last(self, node: NodeId) -> int:
         """Return when a node was last heard of, as far as it was noted here; 0: never."""
         ...
@@ -50,9 +54,11 @@ class _InTable:
         self._db = db
 
     def note(self, node: NodeId, at_ns: int) -> bool:
-        with self._db.write() as cx:
-            cx.run("SET LOCAL synchronous_commit TO OFF")
+        with self._db.write(is_durable=False) as cx:
             return cx.run("UPDATE node SET seen_ns = ? WHERE id = ?", at_ns, node) > 0
+
+    def presume(self, node: NodeId, until_ns: int) -> None:
+        """Nothing: a beat waits for no other's commit there."""
 
     def last(self, node: NodeId) -> int:
         return 0  # the table is where the caller has just looked
@@ -77,6 +83,11 @@ class _InMemory:
             return False
         self._words[at] = at_ns  # one store of eight bytes
         return True
+
+    def presume(self, node: NodeId, until_ns: int) -> None:
+        at = self._at.get(node)
+        if at is not None and self._words is not None:
+            self._words[at] = until_ns
 
     def last(self, node: NodeId) -> int:
         try:

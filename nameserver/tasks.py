@@ -97,9 +97,15 @@ def any_for(cx: Cx, node: NodeId) -> bool:
     return cx.one("SELECT 1 FROM task WHERE node = ? LIMIT 1", node) is not None
 
 
-def any_unsent(cx: Cx, node: NodeId) -> bool:
-    """Tell whether a node has commands to fetch."""
-    return cx.one("SELECT 1 FROM task WHERE node = ? AND sent_ns = 0 LIMIT 1", node) is not None
+def any_ready(cx: Cx, node: NodeId, now_ns: int, drop_rest_s: float) -> bool:
+    """Tell whether `take` would return any."""
+    row = cx.one(
+        "SELECT 1 FROM task WHERE node = ? AND sent_ns = 0"
+        " AND (kind <> 'drop' OR queued_ns <= ?) LIMIT 1",
+        node,
+        now_ns - int(drop_rest_s * 1e9),
+    )
+    return row is not None
 
 
 def clear(cx: Cx, node: NodeId, kinds: Sequence[str], blocks: Iterable[wire.Held]) -> None:

@@ -259,6 +259,23 @@ class TestOrders:
         node.close()
         caplog.clear()
 
+    def test_only_what_outlasts_a_restart_is_written_down(
+        self, node: nodes.InProcessNode, nameserver: nodes.ScriptedNameserver, beat: Beat,
+        tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    ) -> None:  # fmt: skip
+        facts = next(tmp_path.rglob("node.json"))  # replaced whole, so its number tells
+        before = facts.stat().st_ino
+        for state in (NodeState.SUSPECT, NodeState.DOWN, NodeState.DRAINING, NodeState.UP):
+            nameserver.state = state
+            assert beat.beat()
+            assert node.node.state is state
+            assert facts.stat().st_ino == before
+
+        nameserver.state = NodeState.FAILED
+        assert beat.beat()
+        assert facts.stat().st_ino != before
+        caplog.clear()
+
 
 class TestSilence:
     def test_without_a_nameserver_it_serves_and_comes_back_by_itself(

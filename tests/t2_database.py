@@ -58,6 +58,27 @@ def test_a_transaction_that_fails_leaves_nothing_and_harms_nobody(
     assert value(database, "k") == "kept"
 
 
+def test_only_a_commit_that_must_be_durable_waits_for_the_disk(
+    database: Database,  # noqa: F811
+) -> None:
+    asked = "SHOW synchronous_commit" if database.is_postgres else "PRAGMA synchronous"
+    light, durable = ("off", "on") if database.is_postgres else (1, 2)
+    with database.write() as cx:
+        usual = cx.one(asked)
+    found = []
+    for is_durable in (False, True, False):
+        with database.write(is_durable) as cx:
+            found.append(cx.one(asked))
+            cx.run(PUT, f"k{len(found)}", "kept")
+    with pytest.raises(ZeroDivisionError), database.write(is_durable=False) as cx:
+        cx.run(PUT, "k4", "lost")
+        raise ZeroDivisionError
+
+    assert usual in {(durable,), ("off",)}  # a test's server may sync nothing
+    assert found == [(light,), usual, (light,)]
+    assert [value(database, f"k{number}") for number in (1, 2, 3, 4)] == ["kept"] * 3 + [None]
+
+
 def test_a_statement_that_the_database_refuses_is_unavailable_and_the_next_one_works(
     tmp_path: Path,
 ) -> None:

@@ -144,7 +144,7 @@ def test_while_the_database_is_away_nothing_is_forgotten(
 ) -> None:
     answer(desk.service, 20, 1_000_000)
     with monkeypatch.context() as away:
-        away.setattr(Database, "write", lambda self: (_ for _ in ()).throw(_gone()))
+        away.setattr(Database, "write", lambda self, is_durable: (_ for _ in ()).throw(_gone()))
         with pytest.raises(EverfoldError):
             step(desk)
     step(desk)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,9 +14,11 @@ from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import NodeId, NodeState, SpaceId
 from everfold.tokens import Signer
-from nameserver.db import Database
+from nameserver import tasks
+from nameserver.db import Cx, Database
 from nameserver.presence import WRITTEN_S, presence
 from nameserver.service import Service
+from tests.harness.machine import wait_until
 from tests.harness.service import KEYS, Desk, ObedientNode
 
 SPACE = SpaceId(2)  # ann's home
@@ -195,6 +200,69 @@ def test_beats_without_news_are_heard_by_every_process_and_are_no_commits(
     desk.silent = set()
     desk.pass_time(0.5)
     assert elsewhere.fresh()[0].state is NodeState.UP
+
+
+@pytest.fixture
+def asked(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each transaction that is made from now on waits for the disk."""
+    write, asked = database.write, []
+
+    def watched(is_durable: bool = True) -> AbstractContextManager[Cx]:
+        asked.append(is_durable)
+        return write(is_durable)
+
+    monkeypatch.setattr(database, "write", watched)
+    return asked
+
+
+def test_only_news_that_must_not_be_lost_waits_for_the_disk(desk: Desk, asked: list[bool]) -> None:
+    desk.pass_time(1.0)
+    node, block = desk.nodes["dn1"], desk.block()
+    asked.clear()
+
+    node.put(SPACE, block)
+    desk.beat("dn1")
+    assert True not in asked
+    assert located(desk, block) == ["dn1"]
+    del node.held[SPACE, block]
+    gone = msgspec.structs.replace(node.report(), removed=[wire.Held(SPACE, block, 1000)])
+    desk.service.beats.beat(gone)
+    assert True in asked
+    assert located(desk, block) == []
+
+
+def test_a_drop_that_rests_makes_no_beat_an_order(desk: Desk, asked: list[bool]) -> None:
+    desk.pass_time(1.0)
+    block, now = desk.store(SPACE, ["dn1"]), desk.clock.time_ns()
+    with desk.service.db.write() as cx:
+        tasks.queue(cx, [tasks.Task(NodeId("dn1"), tasks.DROP, SPACE, block)], now)
+    asked.clear()
+
+    desk.beat("dn1")
+    assert True not in asked
+    desk.clock.move(desk.policy.drop_rest_s)
+    desk.beat("dn1")
+    assert block not in {key[1] for key in desk.nodes["dn1"].held}
+
+
+def test_a_node_whose_beat_waits_for_our_disk_is_not_silent(tmp_path: Path) -> None:
+    desk = Desk(Database(f"{tmp_path}/everfold.db"))
+    heard = presence(desk.service.db)
+    desk.pass_time(1.0)
+    node = desk.nodes["dn1"]
+    node.put(SPACE, desk.block())
+    with ThreadPoolExecutor(1) as pool:
+        with desk.service.db.write():
+            waits = pool.submit(desk.beat, "dn1")
+            wait_until(lambda: heard.last(node.id) > desk.clock.time_ns(), 5, "it waits")
+            desk.clock.move(desk.policy.down_s + 1.0)
+            meanwhile = {each.id: each.state for each in desk.service.nodes.fresh()}
+        waits.result()
+
+    assert meanwhile == {"dn1": NodeState.UP, "dn2": NodeState.DOWN, "dn3": NodeState.DOWN}
+    desk.clock.move(desk.policy.suspect_s)
+    assert desk.state("dn1") is NodeState.SUSPECT
+    desk.service.stop()
 
 
 def seen(database: Database) -> list[int]:

@@ -463,6 +463,16 @@ def test_a_node_that_hangs_holds_nobody_up_for_long(world: World, size: int) -> 
     assert took(lambda: world.io.store([block_of(99, size)])) < STORE.attempt_s
 
 
+@pytest.mark.parametrize("size", [100, SMALL_BLOCK])
+def test_where_all_nodes_are_slow_more_patience_is_had_with_them(world: World, size: int) -> None:
+    for node in world.nodes:
+        node.needs_s = 5 * STORE.attempt_s
+
+    (stored,) = world.io.store([block_of(1, size)], 30.0)
+
+    assert len(stored.nodes) == 2
+
+
 def test_a_straggler_is_not_waited_for_when_enough_have_answered(world: World) -> None:
     world.names.replicas = 3
     gate = world.nodes[2].gate = threading.Event()

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.harness import machine
 from tests.harness.cluster import RealCluster, running
-from tests.harness.folders import Folder, cool, folder
+from tests.harness.folders import Folder, folder
+from tests.harness.work import Work, is_whole, state, told
 
 pytestmark = pytest.mark.fuse
 
 MIB = 1 << 20
 HEALED_S = 90.0
-LONGEST_S = 8.0  # 3 s is the promise; the machine of a test is a busy one
+LONGEST_S = 8.0  # 3 s is the promise; the machine of a test is a busy one, see `Work.allowed_s`
 
 
 @pytest.fixture
@@ -40,104 +35,6 @@ def mount(cluster: RealCluster, tmp_path: Path) -> Iterator[Folder]:
         yield made
 
 
-def told(cluster: RealCluster, *words: str) -> Any:
-    done = cluster.tool(*words, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def state(cluster: RealCluster, node: str) -> str:
-    return str(next(n["state"] for n in told(cluster, "node", "list") if n["id"] == node))
-
-
-def is_whole(cluster: RealCluster) -> bool:
-    status = told(cluster, "status")
-    return (status["under_replicated"], status["missing"]) == (0, 0)
-
-
-@dataclass
-class Work:
-    """A thread that saves files and reads earlier ones back, and measures each operation."""
-
-    top: Path
-    saved: dict[str, str] = field(default_factory=dict)  # name -> digest
-    errors: list[str] = field(default_factory=list)
-    longest_s: float = 0.0
-    longest: str = ""
-    count: int = 0
-
-    def __post_init__(self) -> None:
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _timed(self, what: str, call: Callable[[], Any]) -> Any:
-        began = time.monotonic()
-        try:
-            return call()
-        finally:
-            spent = time.monotonic() - began
-            if spent > self.longest_s:
-                self.longest_s, self.longest = spent, what
-
-    def _run(self) -> None:
-        while not self._ending.is_set():
-            try:
-                self._save(self.count)
-                self._check(self.count // 2)
-            except (OSError, AssertionError) as err:
-                self.errors.append(f"{self.count}: {err!r}")
-                return
-            self.count += 1
-
-    def _save(self, number: int) -> None:
-        content = os.urandom(2 * MIB if number % 10 == 5 else 3_000 + number * 100)
-        path = self.top / f"f{number}"
-        handle = self._timed("create", lambda: os.open(path, os.O_RDWR | os.O_CREAT))
-        try:
-            for at in range(0, len(content), MIB):
-                self._timed("write", lambda: os.pwrite(handle, content[at : at + MIB], at))  # noqa: B023
-            if number % 3 == 0:
-                self._timed("fsync", lambda: os.fsync(handle))
-        finally:
-            self._timed("close", lambda: os.close(handle))
-        self.saved[path.name] = hashlib.sha256(content).hexdigest()
-
-    def _check(self, number: int) -> None:
-        path = self.top / f"f{number}"
-        cool(path)
-        with path.open("rb", buffering=0) as file:
-            content = b""
-            while part := self._timed("read", lambda: file.read(MIB)):
-                content += part
-        assert hashlib.sha256(content).hexdigest() == self.saved[path.name], path
-
-    def at_least(self, count: int) -> None:
-        """Wait until so many more files were saved and read."""
-        goal = self.count + count
-        machine.wait_until(
-            lambda: self.count >= goal or bool(self.errors), 60, f"{count} more files"
-        )
-
-    def __enter__(self) -> Work:
-        self.top.mkdir()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ending.set()
-        self._thread.join(60)
-
-
-def check_all(work: Work, cluster: RealCluster, tmp_path: Path) -> None:
-    """Read everything through a fresh mount that has nothing cached."""
-    assert work.errors == []
-    print(f"{work.count} files, longest: {work.longest} {work.longest_s:.2f} s", file=sys.stderr)
-    with folder(cluster, tmp_path / "fresh") as fresh:
-        for name, digest in work.saved.items():
-            content = (fresh.path / work.top.name / name).read_bytes()
-            assert hashlib.sha256(content).hexdigest() == digest, name
-
-
 @pytest.mark.timeout(200)
 def test_a_killed_node_is_not_noticed_by_programs_and_its_copies_are_made_again(
     cluster: RealCluster, mount: Folder, tmp_path: Path
@@ -150,8 +47,8 @@ def test_a_killed_node_is_not_noticed_by_programs_and_its_copies_are_made_again(
     machine.wait_until(lambda: cluster.pid("dn1") != victim, 30, "dn1 is started again")
     machine.wait_until(lambda: is_whole(cluster), HEALED_S, "two copies of everything")
 
-    assert work.longest_s < LONGEST_S, work.longest
-    check_all(work, cluster, tmp_path)
+    assert work.longest_s < work.allowed_s(LONGEST_S), work.longest
+    work.check_all(cluster, tmp_path)
     assert told(cluster, "fsck")["errors"] == []
 
 
@@ -171,8 +68,8 @@ def test_a_node_that_hangs_delays_nobody_and_is_replaced(
             cluster.signal("dn1", signal.SIGCONT)
     machine.wait_until(lambda: state(cluster, "dn1") == "up", 30, "dn1 is back")
 
-    assert work.longest_s < LONGEST_S, work.longest
-    check_all(work, cluster, tmp_path)
+    assert work.longest_s < work.allowed_s(LONGEST_S), work.longest
+    work.check_all(cluster, tmp_path)
 
 
 @pytest.mark.timeout(250)
@@ -190,8 +87,8 @@ def test_a_node_is_failed_and_repaired_under_work(
     machine.wait_until(lambda: is_whole(cluster), HEALED_S, "two copies of everything")
 
     assert state(cluster, "dn1") == "up"
-    assert work.longest_s < LONGEST_S, work.longest
-    check_all(work, cluster, tmp_path)
+    assert work.longest_s < work.allowed_s(LONGEST_S), work.longest
+    work.check_all(cluster, tmp_path)
 
 
 # ---------------------------------------------------------------- rot

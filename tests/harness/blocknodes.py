@@ -37,6 +37,7 @@ class MemoryNode:
         self.is_down = False
         self.is_lying = False
         self.gate: threading.Event | None = None  # when set, calls wait for it
+        self.needs_s = 0.0  # for any call: with less patience it ends in TIMEOUT (at once)
         self.calls: list[str] = []  # verbs, in order of arrival
         self.received = 0  # blocks that came in put_many
         self.arrived = threading.Semaphore(0)  # released by every call that comes in
@@ -92,7 +93,8 @@ class MemoryNode:
         self.arrived.release()
         if self.is_down:
             raise EverfoldError(Kind.UNAVAILABLE, "connection refused", self.id)
-        if self.gate is not None and not self.gate.wait(timeout_s):
+        is_late = self.gate is not None and not self.gate.wait(timeout_s)
+        if is_late or timeout_s < self.needs_s:
             raise EverfoldError(Kind.TIMEOUT, "no answer", self.id)
         if self.token not in self.good_tokens:
             raise EverfoldError(Kind.UNAUTHENTICATED, "the token has expired", self.id)
