@@ -215,3 +215,7 @@ class KernelCache(Protocol):
     def store(self, ino: Ino, offset: int, data: bytes | memoryview) -> None:
         """Put bytes into the page cache of a file, replacing what is there."""
         ...
+
+    def tell_again(self) -> bool:
+        """Repeat what the kernel could not heed when it was told; True: call it again soon."""
+        ...

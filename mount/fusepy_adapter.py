@@ -103,6 +103,10 @@ class NoCache:
     def store(self, ino: Ino, offset: int, data: bytes | memoryview) -> None:
         """It reads what it wants."""
 
+    def tell_again(self) -> bool:
+        """Nothing was to be heeded."""
+        return False
+
 
 class FusepyMount:
     """One mount of `filesystem` through libfuse; the same interface as `KernelMount`.

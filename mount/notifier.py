@@ -6,6 +6,7 @@ a name takes that lock: whoever tells must not be whom the kernel waits for.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -16,15 +17,16 @@ from everfold.model import Ino
 from mount.filesystem import KernelCache
 
 log = logging.getLogger(__name__)
+_AGAIN_S = 0.001  # about as long as the answers take that are waited for
+_Item = tuple[Callable[..., None], tuple[Any, ...]]
 
 
 class Notifier:
     """A queue in front of a `KernelCache`; nothing happens until `attach`."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._awaited: list[threading.Event] = []  # who waits until all is told; our thread's
         self._cache: KernelCache | None = None
         self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
 
@@ -78,7 +80,7 @@ class Notifier:
         if self._cache is None:
             return True
         done = threading.Event()
-        self._queue.put((done.set, ()))
+        self._queue.put((self._awaited.append, (done,)))
         return done.wait(timeout_s)
 
     def close(self) -> None:
@@ -89,9 +91,24 @@ class Notifier:
             self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+        is_left = False
+        while True:
+            item: _Item | None = (_nothing, ())
+            with contextlib.suppress(queue.Empty):
+                item = self._queue.get(timeout=_AGAIN_S if is_left else None)
+            if item is None:
+                return
             call, values = item
             try:
                 call(*values)
+                cache = self._cache
+                is_left = cache is not None and cache.tell_again()
             except OSError as err:  # the kernel may be gone; what it remembers goes with it
                 log.warning("the kernel did not take a notice: %s", err)
+            if not is_left:
+                while self._awaited:
+                    self._awaited.pop().set()
+
+
+def _nothing() -> None:
+    """Nothing to tell for the first time."""

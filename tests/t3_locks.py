@@ -445,6 +445,9 @@ class Kernel:
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
 
+    def tell_again(self) -> bool:
+        return False
+
     def __getattr__(self, what: str) -> Callable[..., None]:
         return lambda *values: self.told.append((what, *values))
 

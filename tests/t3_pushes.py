@@ -37,6 +37,9 @@ class Kernel:
     def entry_deleted(self, parent: Ino, ino: Ino, name: bytes) -> None:
         """See `forget_entry`."""
 
+    def tell_again(self) -> bool:
+        return False
+
     def forget_data(self, ino: Ino, offset: int, length: int) -> None:
         self.pages.pop(ino, None)
 

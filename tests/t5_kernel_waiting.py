@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from everfold.errors import EverfoldError, Kind
-from everfold.model import Ino
+from everfold.model import ROOT, Ino
 from mount import patience
 from mount.filesystem import Caller, Node
 from tests.harness.memfs import MemoryFilesystem
@@ -36,7 +36,11 @@ class Remote(MemoryFilesystem):
         self._attempts: dict[bytes, int] = {}
 
     def lookup(self, parent: Ino, name: bytes) -> Node:
-        if name.startswith(b"slow"):
+        found = None
+        if name.startswith(b"late"):  # what was found out is on its way for long
+            patience.require()
+            found = super().lookup(parent, name)
+        if name.startswith((b"slow", b"late")):
             with self._changed:
                 self._attempts[name] = self._attempts.get(name, 0) + 1
             patience.require()
@@ -45,7 +49,7 @@ class Remote(MemoryFilesystem):
                 self._most = max(self._most, self._in_flight)
                 self._changed.wait_for(lambda: self._is_open, TOGETHER_S)
                 self._in_flight -= 1
-        return super().lookup(parent, name)
+        return found or super().lookup(parent, name)
 
     def mkdir(self, parent: Ino, name: bytes, mode: int, caller: Caller) -> Node:
         patience.require()
@@ -92,6 +96,24 @@ def test_slow_lookups_in_one_directory_run_beside_each_other(served: Mounted) ->
     most, attempts = served.filesystem.counts()
     assert most == CLIENTS
     assert set(attempts.values()) == {2}  # refused once to the impatient thread, then run
+
+
+def test_what_changes_while_the_kernel_is_told_of_an_inode_is_not_believed(served: Mounted) -> None:
+    """It does not know the inode yet when it is told to forget it."""
+    made = served.filesystem.create(ROOT, b"late", 0o644, os.O_RDWR, Caller(0, 0, 0))
+    node, fh = made[0], made[1].fh
+    with ThreadPoolExecutor(1) as clients:
+        seen = clients.submit(os.stat, served.path / "late")
+        until(lambda: served.filesystem.in_flight() == 1)
+        served.filesystem.write(fh, 0, b"content", False)
+        served.cache.forget_data(node.attr.ino, 0, 0)
+        assert served.cache.tell_again()
+        served.filesystem.answer()
+        assert seen.result(10).st_size == 0
+    until(lambda: not served.cache.tell_again())
+
+    assert (served.path / "late").stat().st_size == 7
+    assert (served.path / "late").read_bytes() == b"content"
 
 
 def test_who_waits_for_the_network_delays_nobody_else(served: Mounted) -> None:

@@ -41,7 +41,7 @@ class KernelMount:
         fd = mounting.attach(self.mountpoint, self._options)
         self._session = Session(fd, self._fs)
         self._session.on_ready = lambda: mounting.widen_read_ahead(self.mountpoint)
-        self._notifier.open(fd)
+        self._notifier.open(fd, self._session.introducing)
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Wait until the kernel and `run` (on another thread) know each other."""

@@ -56,6 +56,19 @@ _WANTED = (
     | Init.EXPLICIT_INVAL_DATA
     | Init.INIT_EXT
 )
+# Answers that may give the kernel an inode which it did not know.
+_INTRODUCES = frozenset(
+    {
+        Opcode.LOOKUP,
+        Opcode.SYMLINK,
+        Opcode.MKNOD,
+        Opcode.MKDIR,
+        Opcode.LINK,
+        Opcode.CREATE,
+        Opcode.READDIRPLUS,
+        Opcode.TMPFILE,
+    }
+)
 _MAX_BACKGROUND = 64  # read-ahead and releases under way, before the kernel holds back
 _SHORT = 4096  # up to here copying an answer costs less than a second buffer in its write
 # How long the next request is looked for. Where that was in vain a few times running, it is not
@@ -84,9 +97,15 @@ class Session:
         self._waiting: dict[int, threading.Event] = {}
         self._lock_ended = threading.Condition()
         self._unfinished = 0  # calls that were given up at the end: they may still answer
+        self._introducing: set[int] = set()  # requests of `_INTRODUCES` that are being answered
+        self._introduces = [opcode in _INTRODUCES for opcode in range(abi.OPCODES)]
         self._costs = [Durations() for _ in range(abi.OPCODES)]  # from arrival to answer
         self.is_ready = threading.Event()  # the kernel knows us: INIT was answered
         self.on_ready: Callable[[], None] = lambda: None
+
+    def introducing(self) -> frozenset[int]:
+        """Return the requests whose answers, under way now, may introduce inodes."""
+        return frozenset(self._introducing)  # one step of the interpreter: nobody changes it in it
 
     def statistics(self) -> dict[str, Cost]:
         """Return the costs so far, by the name of the request."""
@@ -158,11 +177,15 @@ class Session:
         # Answer one request; only MustWait gets out.
         error = 0
         payload: Payload = b""
+        is_introducing = self._introduces[opcode]
+        if is_introducing:
+            self._introducing.add(unique)
         try:
             payload = handler(nodeid, request, end)
         except EverfoldError as err:
             error = err.kind.errno
         except patience.MustWait:
+            self._introducing.discard(unique)  # nothing was found out yet
             raise
         except Exception:  # noqa: BLE001 - the border: any defect inside is the program's EIO
             _log.exception("%s of inode %d failed", Opcode(opcode).name, nodeid)
@@ -173,6 +196,8 @@ class Session:
             if isinstance(payload, int):
                 error, payload = payload, b""
             self._answer(unique, error, payload)
+        if is_introducing:
+            self._introducing.discard(unique)
         cost.note(perf_counter_ns() - started)
 
     def _hand_over(
