@@ -12,7 +12,7 @@ import pytest
 from everfold.blockid import name_of
 from everfold.fileslice import FileSlice
 from everfold.model import SMALL_BLOCK, BlockId, SpaceId
-from mount import blockcache
+from mount import diskcache
 from mount.blockcache import BlockCache
 
 SPACE = SpaceId(7)
@@ -25,6 +25,7 @@ def block_of(mark: int, size: int) -> tuple[BlockId, bytes]:
 
 
 def on_disk(directory: Path) -> dict[str, int]:
+    """Return the files of large blocks, and their sizes."""
     return {p.name: p.stat().st_size for p in directory.glob("??/*")}
 
 
@@ -97,7 +98,7 @@ def test_a_block_is_checked_once_after_a_restart(
     cache.close()
     again = BlockCache(tmp_path, disk_bytes=MIB, memory_bytes=0)
     checked: list[BlockId] = []
-    monkeypatch.setattr(blockcache.blockid, "check", lambda block, data: checked.append(block))
+    monkeypatch.setattr(diskcache.blockid, "check", lambda block, data: checked.append(block))
 
     for _ in range(3):
         assert again.read(SPACE, block, 0, 8) == data[:8]
@@ -163,12 +164,20 @@ def test_the_disk_limit_holds_and_the_least_recently_used_goes_first(tmp_path: P
     assert cache.statistics().disk_bytes == 4 * SMALL_BLOCK
 
 
-def test_small_files_count_as_what_they_take_on_the_disk(tmp_path: Path) -> None:
-    cache = BlockCache(tmp_path, disk_bytes=8 * 4096, memory_bytes=0)
-    for i in range(20):
-        cache.put(SPACE, *block_of(i, 8))
+def packs(directory: Path) -> list[Path]:
+    """Return the files in which small blocks lie, oldest first."""
+    return sorted(directory.glob("packs/*"), key=lambda path: int(path.stem))
 
-    assert len(on_disk(tmp_path)) == 8
+
+def test_small_blocks_count_as_a_unit_of_the_disk_each(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path, disk_bytes=8 * 4096, memory_bytes=0)
+    blocks = [block_of(i, 8) for i in range(20)]
+    for block, data in blocks:
+        cache.put(SPACE, block, data)
+
+    assert [cache.has(SPACE, block) for block, _ in blocks] == [False] * 12 + [True] * 8
+    assert cache.statistics().disk_bytes == 8 * 4096
+    assert sum(path.stat().st_size for path in packs(tmp_path)) <= 8 * 4096
 
 
 def test_a_smaller_limit_is_obeyed_at_the_next_start_oldest_first(tmp_path: Path) -> None:
@@ -192,7 +201,7 @@ def test_the_memory_limit_holds_and_what_is_pushed_out_goes_to_the_disk(tmp_path
         cache.put(SPACE, block, data)
         assert cache.statistics().memory_bytes <= 10_000
 
-    assert len(on_disk(tmp_path)) == 20
+    assert cache.statistics().disk_bytes == 20 * 4096
     assert all(cache.get(SPACE, block) == data for block, data in blocks)
     assert cache.statistics().memory_bytes <= 10_000
 
@@ -274,9 +283,15 @@ def test_threads_see_whole_blocks_only(tmp_path: Path) -> None:
         thread.join()
 
     assert wrong == []
-    figures = cache.statistics()
-    assert figures.disk_bytes <= 5 * SMALL_BLOCK
-    assert figures.disk_bytes == sum(-(-s // 4096) * 4096 for s in on_disk(tmp_path).values())
+    assert cache.statistics().disk_bytes <= 5 * SMALL_BLOCK
+    cache.close()
+    large = [-(-size // 4096) * 4096 for size in on_disk(tmp_path).values()]
+    small = [block for block, data in blocks if len(data) < SMALL_BLOCK]
+    again = BlockCache(tmp_path, disk_bytes=5 * SMALL_BLOCK, memory_bytes=0)
+    kept = [block for block in small if again.has(SPACE, block)]
+    assert again.statistics().disk_bytes >= sum(large) + 4096 * len(kept)
+    cache.clear()
+    assert cache.statistics().disk_bytes == 0
 
 
 def test_a_block_in_a_file_of_its_own_is_taken_over_without_a_copy(tmp_path: Path) -> None:
@@ -318,7 +333,7 @@ def test_the_disk_is_told_of_whole_blocks_that_are_wanted_soon(
     cache.put(SPACE, small, few)
     told: list[range] = []
     monkeypatch.setattr(
-        blockcache.os,
+        diskcache.os,
         "posix_fadvise",
         lambda fd, at, length, how: told.append(range(at, at + length)),
     )
@@ -358,3 +373,154 @@ def test_what_only_passes_through_makes_room_without_going_to_disk(tmp_path: Pat
 
     assert list(on_disk(tmp_path).values()) == [MIB // 2]
     assert not cache.remember(SPACE, *block_of(99, 2 * MIB), is_passing=True)  # too large
+
+
+# ---------------------------------------------------------------------- small blocks on disk
+
+
+def filled(directory: Path, count: int, disk_bytes: int = MIB) -> list[tuple[BlockId, bytes]]:
+    """Leave a cache on disk that has so many small blocks, and nothing in memory."""
+    cache = BlockCache(directory, disk_bytes, memory_bytes=0)
+    blocks = [block_of(i, 1000 + 4 * i) for i in range(count)]
+    for block, data in blocks:
+        cache.put(SPACE, block, data)
+    cache.close()
+    return blocks
+
+
+def had(cache: BlockCache, blocks: list[tuple[BlockId, bytes]]) -> list[bool]:
+    """Return which blocks are given back; none of them wrong."""
+    found = [cache.get(SPACE, block) for block, _ in blocks]
+    assert all(got in (None, data) for got, (_, data) in zip(found, blocks, strict=True))
+    return [got is not None for got in found]
+
+
+def test_small_blocks_lie_many_to_a_file_and_outlast_the_process(tmp_path: Path) -> None:
+    blocks = filled(tmp_path, 30)
+    again = BlockCache(tmp_path, MIB, memory_bytes=0)
+    more = [block_of(99, 500)]
+    again.put(SPACE, *more[0])
+    again.close()
+
+    assert [path.name for path in packs(tmp_path)] == ["1.pack", "2.pack", "3.pack"]
+    third = BlockCache(tmp_path, MIB, memory_bytes=0)
+    assert all(had(third, blocks + more))
+    assert third.statistics().disk_hits == 31
+
+
+@pytest.mark.parametrize("lost", [1, 500, 1500])
+def test_a_pack_that_a_crash_cut_short_has_what_comes_before(tmp_path: Path, lost: int) -> None:
+    blocks = filled(tmp_path, 5)
+    (pack,) = packs(tmp_path)
+    os.truncate(pack, pack.stat().st_size - lost)
+
+    cache = BlockCache(tmp_path, MIB, memory_bytes=0)
+    missing = 1 if lost < 1016 else 2
+    assert had(cache, blocks) == [True] * (5 - missing) + [False] * missing
+    cache.put(SPACE, *blocks[4])
+    assert cache.get(SPACE, blocks[4][0]) == blocks[4][1]
+
+
+@pytest.mark.expects_warnings
+def test_a_small_block_that_rotted_is_a_miss_and_harms_no_other(tmp_path: Path) -> None:
+    blocks = filled(tmp_path, 5)
+    (pack,) = packs(tmp_path)
+    content = bytearray(pack.read_bytes())
+    content[content.index(blocks[2][1]) + 3] ^= 1
+    pack.write_bytes(content)
+
+    cache = BlockCache(tmp_path, MIB, memory_bytes=0)
+    assert had(cache, blocks) == [True, True, False, True, True]
+    assert cache.statistics().rotten == 1
+    assert not cache.has(SPACE, blocks[2][0])
+
+
+def test_a_pack_whose_records_make_no_sense_ends_there(tmp_path: Path) -> None:
+    blocks = filled(tmp_path, 5)
+    (pack,) = packs(tmp_path)
+    content = pack.read_bytes()
+    at = content.index(blocks[2][1]) - 20  # in the head before it
+    pack.write_bytes(content[:at] + bytes(40) + content[at + 40 :])
+
+    found = had(BlockCache(tmp_path, MIB, memory_bytes=0), blocks)
+
+    assert found[:2] == [True, True]
+    assert not found[2]
+
+
+def test_a_pack_that_somebody_removed_is_a_miss_for_all_its_blocks(tmp_path: Path) -> None:
+    blocks = filled(tmp_path, 5)
+    cache = BlockCache(tmp_path, MIB, memory_bytes=0)
+    packs(tmp_path)[0].unlink()
+
+    assert had(cache, blocks) == [False] * 5
+    assert cache.statistics().disk_bytes == 0
+    assert cache.statistics().rotten == 0
+
+
+def test_packs_and_files_go_in_the_order_of_their_last_use(tmp_path: Path) -> None:
+    share = 16 * 4096  # what a pack takes of this limit
+    cache = BlockCache(tmp_path, 16 * share, memory_bytes=0)
+    small = [block_of(i, 100) for i in range(16 * 3)]
+    large = block_of(99, SMALL_BLOCK)
+    for block, data in small:
+        cache.put(SPACE, block, data)
+    cache.put(SPACE, *large)
+    assert len(packs(tmp_path)) == 3
+    assert cache.get(SPACE, small[0][0]) is not None  # the first pack is the last that was used
+
+    cache.put(SPACE, *block_of(100, 13 * share))  # so the second one goes
+
+    kept = [cache.has(SPACE, block) for block, _ in small]
+    assert kept == [True] * 16 + [False] * 16 + [True] * 16
+    cache.put(SPACE, *block_of(101, 2 * share))  # the third, and the large block
+    assert [path.name for path in packs(tmp_path)] == ["1.pack"]
+    assert not cache.has(SPACE, large[0])
+    assert cache.statistics().disk_bytes == 16 * share
+
+
+def test_which_packs_were_used_last_is_known_after_a_restart(tmp_path: Path) -> None:
+    limit = 64 * 4096  # four blocks make a pack
+    blocks = filled(tmp_path, 12, limit)
+    for age, path in enumerate(packs(tmp_path)):
+        os.utime(path, (1000 + age, 1000 + age))
+    cache = BlockCache(tmp_path, limit, memory_bytes=0)
+    assert cache.get(SPACE, blocks[0][0]) is not None
+    cache.close()
+
+    again = BlockCache(tmp_path, 8 * 4096, memory_bytes=0)
+
+    kept = [again.has(SPACE, block) for block, _ in blocks]
+    assert kept == [True] * 4 + [False] * 4 + [True] * 4
+
+
+@pytest.mark.expects_warnings
+@pytest.mark.parametrize(
+    ("code", "limit", "kept"), [(errno.ENOSPC, 3 * 4096, 0), (errno.EIO, 0, 4)]
+)
+def test_a_disk_that_takes_no_small_blocks_makes_the_cache_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, limit: int, kept: int
+) -> None:
+    cache = BlockCache(tmp_path, MIB, memory_bytes=0)
+    blocks = [block_of(i, 1000) for i in range(6)]
+    for block, data in blocks[:4]:
+        cache.put(SPACE, block, data)
+
+    def half(fd: int, data: bytes, at: int) -> int:
+        if len(data) > 500:
+            return write(fd, data[:500], at)
+        raise OSError(code, os.strerror(code))
+
+    write = os.pwrite
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", half)
+        cache.put(SPACE, *blocks[4])
+
+    assert not cache.has(SPACE, blocks[4][0])
+    assert cache.statistics().disk_limit == limit
+    assert cache.statistics().disk_bytes == kept * 4096
+    assert sum(had(cache, blocks[:4])) == kept  # a pack goes as a whole
+    cache.put(SPACE, *blocks[5])
+    assert cache.has(SPACE, blocks[5][0]) == bool(limit)
+    assert had(cache, blocks[5:]) == [bool(limit)]
+    cache.close()

@@ -23,8 +23,10 @@ from everfold import native
 MODULES: Final = (
     "everfold.extents",
     "mount.blockcache",
+    "mount.cachepacks",
     "mount.content",
     "mount.core",
+    "mount.diskcache",
     "mount.files",
     "mount.handles",
     "mount.journal",

@@ -1,0 +1,138 @@
+"""Small blocks of the block cache on disk: many to a file, which is written once, to its end.
+
+A file for each cost 45 us (made, renamed, and its name found again), a record here costs 6. A
+pack is ``<folder>/<number>.pack``: records one after the other, each a head (magic, size, space,
+block) and the bytes. Nothing is ever overwritten or taken out: a pack goes as a whole. Nothing
+is synced either; a record that a crash cut short ends its pack, and what it says is checked
+against the block's name whenever it is read.
+
+One thread appends at a time (the caller sees to it); reading and removing need no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from everfold.blockid import BLOCK_ID_SIZE
+from everfold.model import BlockId, SpaceId
+
+Key = tuple[SpaceId, BlockId]
+_HEAD: Final = struct.Struct(f"<4sIQ{BLOCK_ID_SIZE}s")
+_MAGIC: Final = b"EvCp"
+_SUFFIX: Final = ".pack"
+_SCAN: Final = 1 << 20  # of a pack that is taken over, read at a time
+
+
+class Place(NamedTuple):
+    """Where the bytes of a block are."""
+
+    pack: int
+    at: int
+    size: int
+
+
+class Found(NamedTuple):
+    """A pack that an earlier process left."""
+
+    number: int
+    used_ns: int  # when it was last used, as far as its file tells
+    blocks: list[tuple[Key, Place]]
+
+
+class PackFiles:
+    """The packs of a folder, which is made by the first append. Raises `OSError`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
+        self._next = 1
+        self._fd = -1  # of the pack that grows
+        self._number = 0
+        self._end = 0
+
+    def found(self) -> list[Found]:
+        """Return the packs that are there, the least recently used first; none is appended to."""
+        packs = []
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(self._folder):
+                number, _, suffix = entry.name.partition(".")
+                if number.isdigit() and "." + suffix == _SUFFIX:
+                    used_ns = entry.stat().st_mtime_ns
+                    packs.append(Found(int(number), used_ns, self._scan(int(number))))
+                    self._next = max(self._next, int(number) + 1)
+        return sorted(packs, key=lambda pack: (pack.used_ns, pack.number))
+
+    def path(self, number: int) -> str:
+        """Return the path of a pack."""
+        return f"{self._folder}/{number}{_SUFFIX}"
+
+    def begin(self) -> int:
+        """Append to a new pack from now on; return its number."""
+        self.end()
+        number, self._next = self._next, self._next + 1
+        try:
+            fd = self._made(number)
+        except FileNotFoundError:
+            os.makedirs(self._folder, exist_ok=True)
+            fd = self._made(number)
+        self._fd, self._number, self._end = fd, number, 0
+        return number
+
+    def _made(self, number: int) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        return os.open(self.path(number), flags, 0o600)
+
+    def append(self, blocks: Sequence[tuple[Key, bytes]]) -> list[Place]:
+        """Append blocks to the pack that was begun; all or, where that raises, none."""
+        pieces: list[bytes] = []
+        places: list[Place] = []
+        number, at = self._number, self._end
+        for (space, block), data in blocks:
+            size = len(data)
+            pieces.append(_HEAD.pack(_MAGIC, size, space, block))
+            pieces.append(data)
+            places.append(Place(number, at + _HEAD.size, size))
+            at += _HEAD.size + size
+        joined = b"".join(pieces)
+        done = 0
+        while done < len(joined):
+            done += os.pwrite(self._fd, joined[done:] if done else joined, self._end + done)
+        self._end = at
+        return places
+
+    def end(self) -> None:
+        """Append no more to the pack that was begun."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read(self, place: Place) -> bytes:
+        """Return the bytes that are there, fewer where the file ends before."""
+        fd = os.open(self.path(place.pack), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(fd, place.size, place.at)
+        finally:
+            os.close(fd)
+
+    def note_use(self, number: int) -> None:
+        """Let the next process know that a pack was used now."""
+        os.utime(self.path(number))
+
+    def _scan(self, number: int) -> list[tuple[Key, Place]]:
+        """Return the blocks of a pack, to where it is cut short or makes no sense."""
+        blocks: list[tuple[Key, Place]] = []
+        with open(self.path(number), "rb", buffering=_SCAN) as file:
+            length, at = os.fstat(file.fileno()).st_size, 0
+            while len(head := file.read(_HEAD.size)) == _HEAD.size:
+                magic, size, space, block = _HEAD.unpack(head)
+                at += _HEAD.size
+                if magic != _MAGIC or at + size > length:
+                    break
+                blocks.append(((SpaceId(space), BlockId(block)), Place(number, at, size)))
+                at += size
+                file.seek(at)  # within what is buffered it asks nobody
+        return blocks
