@@ -73,18 +73,18 @@ class PackFiles:
     def begin(self) -> int:
         """Append to a new pack from now on; return its number."""
         self.end()
-        number, self._next = self._next, self._next + 1
-        try:
-            fd = self._made(number)
-        except FileNotFoundError:
-            os.makedirs(self._folder, exist_ok=True)
-            fd = self._made(number)
-        self._fd, self._number, self._end = fd, number, 0
-        return number
-
-    def _made(self, number: int) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        return os.open(self.path(number), flags, 0o600)
+        while True:
+            number = self._next
+            try:
+                self._fd = os.open(self.path(number), flags, 0o600)
+            except FileNotFoundError:
+                os.makedirs(self._folder, exist_ok=True)
+            except FileExistsError:  # one that could not be taken over
+                self._next += 1
+            else:
+                self._next, self._number, self._end = number + 1, number, 0
+                return number
 
     def append(self, blocks: Sequence[tuple[Key, bytes]]) -> list[Place]:
         """Append blocks to the pack that was begun; all or, where that raises, none."""

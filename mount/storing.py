@@ -40,6 +40,7 @@ _LANE_THREADS: Final = 3  # requests under way to one node, of one store
 _PAUSE_S: Final = (0.05, 1.0)  # between rounds that brought nothing
 _SLOW: Final = 3.0  # a node that has been slow lately may take so many times as long
 _ATTEMPT_MAX_S: Final = 16.0  # where all are slow
+_NAMES: Final = NodeId("nameserver")  # among those that failed
 _log = logging.getLogger(__name__)
 
 
@@ -114,7 +115,7 @@ class Storer:
             except EverfoldError as err:
                 if not err.kind.may_retry and not self._may_find_space(err):
                     raise
-                failures[NodeId("nameserver")] = err.kind
+                failures[_NAMES] = err.kind
             if not want:
                 return [result[block] for block, _ in blocks]
             if len(result) + sum(map(len, acks.values())) > before:
@@ -125,7 +126,8 @@ class Storer:
             ):
                 raise self._given_up(want, failures)
             pause = min(2 * pause, _PAUSE_S[1])
-            attempt_s = min(2 * attempt_s, _ATTEMPT_MAX_S)
+            if any(kind is Kind.TIMEOUT for node, kind in failures.items() if node != _NAMES):
+                attempt_s = min(2 * attempt_s, _ATTEMPT_MAX_S)
 
     def _patience(self, node: NodeId) -> float:
         """Return how long a node may take for a request of few bytes, in seconds."""

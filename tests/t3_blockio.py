@@ -471,6 +471,16 @@ def test_where_all_nodes_are_slow_more_patience_is_had_with_them(world: World, s
     (stored,) = world.io.store([block_of(1, size)], 30.0)
 
     assert len(stored.nodes) == 2
+    had = sorted(each for node in world.nodes for each in node.patience)
+    assert had == [times * STORE.attempt_s for times in (1, 1, 2, 2, 4, 4, 8, 8)]
+
+
+def test_while_the_nameserver_is_away_no_more_patience_is_had_with_nodes(world: World) -> None:
+    world.names.fails = [Kind.TIMEOUT] * 3
+
+    world.io.store([block_of(1, 100)], 30.0)
+
+    assert [node.patience for node in world.nodes[:2]] == [[STORE.attempt_s]] * 2
 
 
 def test_a_straggler_is_not_waited_for_when_enough_have_answered(world: World) -> None:

@@ -38,6 +38,7 @@ class MemoryNode:
         self.is_lying = False
         self.gate: threading.Event | None = None  # when set, calls wait for it
         self.needs_s = 0.0  # for any call: with less patience it ends in TIMEOUT (at once)
+        self.patience: list[float] = []  # that was had with each call
         self.calls: list[str] = []  # verbs, in order of arrival
         self.received = 0  # blocks that came in put_many
         self.arrived = threading.Semaphore(0)  # released by every call that comes in
@@ -90,6 +91,7 @@ class MemoryNode:
 
     def _answer(self, verb: str, timeout_s: float) -> None:
         self.calls.append(verb)
+        self.patience.append(timeout_s)
         self.arrived.release()
         if self.is_down:
             raise EverfoldError(Kind.UNAVAILABLE, "connection refused", self.id)
