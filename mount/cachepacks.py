@@ -1,31 +1,27 @@
 """Small blocks of the block cache on disk: many to a file, which is written once, to its end.
 
 A file for each cost 45 us (made, renamed, and its name found again), a record here costs 6. A
-pack is ``<folder>/<number>.pack``: records one after the other, each a head (magic, size, space,
-block) and the bytes. Nothing is ever overwritten or taken out: a pack goes as a whole. Nothing
-is synced either; a record that a crash cut short ends its pack, and what it says is checked
-against the block's name whenever it is read.
+pack is ``<folder>/<number>.pack``, of the form that a datanode's have (`stores.packformat`).
+Nothing is ever overwritten or taken out: a pack goes as a whole. Nothing is synced either: a
+record that a crash cut short is not found again, and who reads checks the bytes.
 
-One thread appends at a time (the caller sees to it); reading and removing need no lock.
+One thread appends at a time (the caller sees to it).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from everfold.blockid import BLOCK_ID_SIZE
 from everfold.model import BlockId, SpaceId
+from everfold.stores import packformat
+from everfold.stores.packformat import BLOCK, HEAD_SIZE
 
 Key = tuple[SpaceId, BlockId]
-_HEAD: Final = struct.Struct(f"<4sIQ{BLOCK_ID_SIZE}s")
-_MAGIC: Final = b"EvCp"
 _SUFFIX: Final = ".pack"
-_SCAN: Final = 1 << 20  # of a pack that is taken over, read at a time
 
 
 class Place(NamedTuple):
@@ -93,10 +89,10 @@ class PackFiles:
         number, at = self._number, self._end
         for (space, block), data in blocks:
             size = len(data)
-            pieces.append(_HEAD.pack(_MAGIC, size, space, block))
+            pieces.append(packformat.head(BLOCK, space, block, size))
             pieces.append(data)
-            places.append(Place(number, at + _HEAD.size, size))
-            at += _HEAD.size + size
+            places.append(Place(number, at + HEAD_SIZE, size))
+            at += HEAD_SIZE + size
         joined = b"".join(pieces)
         done = 0
         while done < len(joined):
@@ -110,29 +106,11 @@ class PackFiles:
             os.close(self._fd)
             self._fd = -1
 
-    def read(self, place: Place) -> bytes:
-        """Return the bytes that are there, fewer where the file ends before."""
-        fd = os.open(self.path(place.pack), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.pread(fd, place.size, place.at)
-        finally:
-            os.close(fd)
-
-    def note_use(self, number: int) -> None:
-        """Let the next process know that a pack was used now."""
-        os.utime(self.path(number))
-
     def _scan(self, number: int) -> list[tuple[Key, Place]]:
-        """Return the blocks of a pack, to where it is cut short or makes no sense."""
-        blocks: list[tuple[Key, Place]] = []
-        with open(self.path(number), "rb", buffering=_SCAN) as file:
-            length, at = os.fstat(file.fileno()).st_size, 0
-            while len(head := file.read(_HEAD.size)) == _HEAD.size:
-                magic, size, space, block = _HEAD.unpack(head)
-                at += _HEAD.size
-                if magic != _MAGIC or at + size > length:
-                    break
-                blocks.append(((SpaceId(space), BlockId(block)), Place(number, at, size)))
-                at += size
-                file.seek(at)  # within what is buffered it asks nobody
-        return blocks
+        """Return the blocks of a pack, without what is cut short or makes no sense."""
+        with open(self.path(number), "rb", buffering=0) as file:
+            fd = file.fileno()
+            return [
+                ((record.space, record.block), Place(number, record.at + HEAD_SIZE, record.size))
+                for record in packformat.scan(fd, os.fstat(fd).st_size, is_verified=False)
+            ]

@@ -47,7 +47,7 @@ class _File:
 @dataclass(slots=True)
 class _Pack:
     number: int
-    is_noted: bool  # its file tells, to the minute or so, when it was used
+    is_noted: bool  # its file tells that this process used it
     used: int
     size: int = 0  # of its blocks, each rounded
     keys: list[Key] = field(default_factory=list)
@@ -202,11 +202,12 @@ class DiskCache:
             pack.used = self._next_tick()
             self._packs.move_to_end(pack.number)
             is_to_note, pack.is_noted = not pack.is_noted, True
+        path = self._pack_files.path(place.pack)
         try:
-            data = self._pack_files.read(place)
+            data = _read(path, place.at, place.size)
             blockid.check(key[1], data)
             if is_to_note:
-                self._pack_files.note_use(pack.number)
+                os.utime(path)
         except (OSError, EverfoldError) as err:
             self._lost_packed(key, place, err)
             return None
@@ -308,13 +309,11 @@ class DiskCache:
                 if pack.number not in self._packs:  # it had to make room itself meanwhile
                     self.used -= size
                     return
-                for (key, data), place in zip(blocks, places, strict=True):
-                    if key in self._packed:  # another thread kept it at the same time
-                        self.used -= _rounded(len(data))
-                        continue
+                # What another thread kept at the same time is here twice: the later one counts.
+                for (key, _), place in zip(blocks, places, strict=True):
                     self._packed[key] = place
                     pack.keys.append(key)
-                    pack.size += _rounded(len(data))
+                pack.size += size
                 pack.used = self._next_tick()
                 self._packs.move_to_end(pack.number)
 

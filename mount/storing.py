@@ -97,7 +97,12 @@ class Storer:
         `meanwhile` is run once, while the first round's requests are under way.
         """
         if express.is_small(blocks):
-            stored = express.put(self._nodes, blocks, self._patience, meanwhile)
+            stored = express.put(
+                self._nodes,
+                blocks,
+                lambda node: _patience(self._nodes, node, self._timing.attempt_s),
+                meanwhile,
+            )
             if stored is not None:
                 return stored
         want = dict(blocks)
@@ -128,10 +133,6 @@ class Storer:
             pause = min(2 * pause, _PAUSE_S[1])
             if any(kind is Kind.TIMEOUT for node, kind in failures.items() if node != _NAMES):
                 attempt_s = min(2 * attempt_s, _ATTEMPT_MAX_S)
-
-    def _patience(self, node: NodeId) -> float:
-        """Return how long a node may take for a request of few bytes, in seconds."""
-        return _patience(self._nodes, node, self._timing.attempt_s)
 
     def _store_once(
         self,
@@ -277,12 +278,13 @@ class _Round:
         """Send a lane's requests, one after the other, until it is empty or dead."""
         try:
             while True:
+                patience_s = _patience(self.nodes, lane.node, self.timing.attempt_s)
                 with self.changed:
                     if lane.is_dead or not lane.requests:
                         return
                     request = lane.requests.popleft()
-                    lane.silent_until = self._patience_with(lane.node, request)
-                kinds = self._send(lane.node, request)
+                    lane.silent_until = _hangs_at(request, patience_s)
+                kinds = self._send(lane.node, request, patience_s)
                 with self.changed:
                     self._note(lane, request, kinds)
                     self.changed.notify_all()
@@ -291,9 +293,8 @@ class _Round:
                 lane.threads -= 1
                 self.changed.notify_all()
 
-    def _send(self, node: NodeId, request: list[Block]) -> Sequence[Kind | None]:
+    def _send(self, node: NodeId, request: list[Block], patience_s: float) -> Sequence[Kind | None]:
         """Return for each block None (kept) or why not."""
-        patience_s = _patience(self.nodes, node, self.timing.attempt_s)
 
         def ask(client: BlockClient) -> Sequence[Kind | None]:
             if len(request) > 1:
@@ -307,13 +308,6 @@ class _Round:
         except EverfoldError as err:
             _log.info("node %s did not keep %d blocks: %s", node, len(request), err)
             return [err.kind] * len(request)
-
-    def _patience_with(self, node: NodeId, request: list[Block]) -> float:
-        """Return until when a node that got this may say nothing before it counts as hung."""
-        size = sum(len(data) for _, data in request)
-        patience_s = _patience(self.nodes, node, self.timing.attempt_s)
-        limit = patience_s + size * _LANE_THREADS / _SLOWEST
-        return time.monotonic() + limit
 
     def _note(self, lane: _Lane, request: list[Block], kinds: Sequence[Kind | None]) -> None:
         """Count acknowledgements and failures. Condition held."""
@@ -337,7 +331,14 @@ class _Round:
 
 
 def _patience(nodes: Nodes, node: NodeId, attempt_s: float) -> float:
+    """Return how long a node may take for a request of few bytes, in seconds."""
     return max(attempt_s, min(_SLOW * nodes.latency(node), _ATTEMPT_MAX_S))
+
+
+def _hangs_at(request: list[Block], patience_s: float) -> float:
+    """Return until when a node that got this may say nothing before it counts as hung."""
+    size = sum(len(data) for _, data in request)
+    return time.monotonic() + patience_s + size * _LANE_THREADS / _SLOWEST
 
 
 def _requests(share: list[Block]) -> list[list[Block]]:

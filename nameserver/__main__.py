@@ -102,8 +102,8 @@ def _serve(
 ) -> int:
     """Be one process of a nameserver, until SIGTERM."""
     service = make_service(data, settings)
-    service.db.prepare_to_serve()
     service.leases.survive()
+    service.db.prepare_to_serve()
     service.driver.start()
     memory.give_back_at_rest()
     service.load.start()

@@ -39,6 +39,7 @@ from nameserver.turn import Turn
 
 Row = tuple[Any, ...]
 _BUSY_TIMEOUT_MS = 10_000
+_OPENING_MS = 60_000  # for the first connection: another process may just be closing the last
 _LOG_PAGES = 4000  # of SQLite's log, of 4 KiB; then its pages go to their places
 _PRAGMAS = {
     "journal_mode": "wal",
@@ -120,21 +121,24 @@ class Database:
         self.tables: SimpleNamespace = models.tables(self.peewee)
         self._lines = None if self.is_postgres else _Lines(self.peewee.database)
         self._pool = Pool(url) if self.is_postgres else None
-        with self.peewee.connection_context(), self._alone():
+        with self._alone():
             models.create(self.peewee, self.tables)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep other processes from making the same tables: two that start at once would meet."""
+        """Open a connection and keep other processes from making the same tables meanwhile."""
         if self.is_postgres:
-            sql = "SELECT pg_advisory_lock(%s)"  # until the connection is closed
-            self.peewee.execute_sql(sql, (_SCHEMA_LOCK,))  # type: ignore[no-untyped-call]
-            yield
+            with self.peewee.connection_context():
+                sql = "SELECT pg_advisory_lock(%s)"  # until the connection is closed
+                self.peewee.execute_sql(sql, (_SCHEMA_LOCK,))  # type: ignore[no-untyped-call]
+                yield
             return
         folder = os.open(Path(self.peewee.database).parent, os.O_RDONLY)
         try:
+            # Before the connection: the first one turns a new file into one with a log.
             fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
+            with self.peewee.connection_context():
+                yield
         finally:
             os.close(folder)
 
@@ -277,6 +281,7 @@ class _Lines:
             self.undo_writing(err)
             raise
         self._turn.release()
+        self._turn.hasten()
         self._checkpointer = Checkpointer(self._path, self._turn)
         self._checkpointer.start()
 
@@ -411,7 +416,9 @@ def _open_sqlite(url: str) -> pw.Database:
     if "://" in path or not path:
         raise EverfoldError(Kind.INVALID, "not a database URL", url)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return pw.SqliteDatabase(path, pragmas=_PRAGMAS)
+    return pw.SqliteDatabase(
+        path, pragmas={**_PRAGMAS, "busy_timeout": _OPENING_MS}, timeout=_OPENING_MS / 1000
+    )
 
 
 def _open_postgres(url: str) -> pw.Database:

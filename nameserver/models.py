@@ -15,6 +15,7 @@ are made by a factory, once per database: several nameservers fit in one process
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -539,7 +540,15 @@ FORMER_INDEXES = ("commit_log_space_id_at_ns", "replica_node_prefix")
 
 
 def create(db: pw.Database, models: Any) -> None:
-    """Create what is missing, take out what an earlier version had; idempotent."""
+    """Create what is missing, take out what an earlier version had; idempotent.
+
+    A new database is made in one transaction: statement by statement it was 62 syncs.
+    """
+    with contextlib.nullcontext() if db.get_tables() else db.atomic():
+        _create(db, models)
+
+
+def _create(db: pw.Database, models: Any) -> None:
     for table, column, kind in LATER_COLUMNS:
         known = {found.name for found in db.get_columns(table)} if db.table_exists(table) else ()
         if known and column not in known:

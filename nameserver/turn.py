@@ -22,18 +22,23 @@ from everfold.errors import EverfoldError, Kind
 _NEXT: Final = 0  # the byte that whoever is next has locked
 _TURN: Final = 1  # the byte that whoever writes has locked
 _PAUSE_S: Final = 0.0005
-_WAIT_S: Final = 10.0
+_STARTING_WAIT_S: Final = 60.0  # others start too, and a slow disk makes each take long
+_SERVING_WAIT_S: Final = 10.0  # then a client may ask another
 _FLOCK: Final = struct.Struct("@hhqqi4x")  # struct flock
 
 
 class Turn:
     """A lock for `with`, among threads and processes. Not to be taken twice by one thread."""
 
-    def __init__(self, database: str, wait_s: float = _WAIT_S) -> None:
+    def __init__(self, database: str, wait_s: float = _STARTING_WAIT_S) -> None:
         self._path = database + "-turn"
         self._wait_s = wait_s
         self._own = threading.Lock()  # guards _file
         self._file = -1
+
+    def hasten(self) -> None:
+        """Wait less from now on: this process has started, and clients wait for it."""
+        self._wait_s = min(self._wait_s, _SERVING_WAIT_S)
 
     def acquire(self) -> None:
         """Wait for it. UNAVAILABLE when another process keeps it for too long."""

@@ -14,11 +14,12 @@ import pytest
 
 from tests.harness import machine
 from tests.harness.databases import bare_url, database, database_url, postgres_server
-from tests.harness.folders import here, live, live_cluster
+from tests.harness.folders import here, live, live_cluster, mount
 
 # fixtures of every test module
 __all__ = [
-    "bare_url", "database", "database_url", "here", "live", "live_cluster", "postgres_server",
+    "bare_url", "database", "database_url", "here", "live", "live_cluster", "mount",
+    "postgres_server",
 ]  # fmt: skip
 
 EXPECTS = "expects_warnings"

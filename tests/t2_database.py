@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import peewee as pw
 import pytest
 
 from everfold.errors import EverfoldError, Kind
-from nameserver import checkpoints
+from nameserver import checkpoints, models
 from nameserver import db as seam
 from nameserver.db import Database
 from tests.harness.databases import database, database_url, postgres_server  # noqa: F401
@@ -132,6 +135,48 @@ def test_many_threads_leave_few_connections(tmp_path: Path) -> None:
     assert 1 <= len(lines._idle) <= seam._READERS
     db.close()
     assert lines._idle == []
+
+
+def test_who_starts_while_another_makes_the_tables_touches_nothing_before(tmp_path: Path) -> None:
+    # An open connection would wait 5 s at most for another's syncs: "database is locked".
+    path = tmp_path / "everfold.db"
+    another = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(another, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            starting = pool.submit(Database, str(path))
+            wait_until(lambda: is_awaited(tmp_path), 10, "it waits for its turn")
+            assert not path.exists()
+        finally:
+            os.close(another)
+        db = starting.result(20)
+
+    assert value(db, "nothing") is None
+    db.close()
+
+
+def is_awaited(folder: Path) -> bool:
+    """Return whether somebody waits for the lock of a folder."""
+    inode = f":{folder.stat().st_ino} "
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any("-> FLOCK" in line and inode in line for line in lines)
+
+
+def test_a_first_start_that_ends_half_way_leaves_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{tmp_path}/everfold.db"
+    with monkeypatch.context() as broken:
+        broken.setattr(models, "PARTIAL_INDEXES", ["CREATE INDEX of nothing"])
+        with pytest.raises(pw.OperationalError):
+            Database(path)
+    with sqlite3.connect(path) as left:
+        assert left.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    left.close()
+    db = Database(path)
+
+    assert value(db, "nothing") is None
+    db.close()
 
 
 def test_tables_of_an_earlier_version_lose_what_nobody_reads(tmp_path: Path) -> None:

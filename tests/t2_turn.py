@@ -76,6 +76,19 @@ def test_whoever_waits_too_long_is_told_and_nothing_stays_locked(tmp_path: Path)
     other.close()
 
 
+def test_a_process_that_serves_waits_less_than_one_that_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "_SERVING_WAIT_S", 0.01)
+    one, other = Turn(str(tmp_path / "db")), Turn(str(tmp_path / "db"))
+    other.hasten()
+
+    with one, pytest.raises(EverfoldError):
+        other.acquire()
+    one.close()
+    other.close()
+
+
 def test_the_turn_of_a_process_that_is_killed_goes_to_the_next(tmp_path: Path) -> None:
     path = tmp_path / "db"
     process = subprocess.Popen(

@@ -29,12 +29,6 @@ def cluster(tmp_path: Path) -> Iterator[RealCluster]:
         yield started
 
 
-@pytest.fixture
-def mount(cluster: RealCluster, tmp_path: Path) -> Iterator[Folder]:
-    with folder(cluster, tmp_path / "folder") as made:
-        yield made
-
-
 @pytest.mark.timeout(200)
 def test_a_killed_node_is_not_noticed_by_programs_and_its_copies_are_made_again(
     cluster: RealCluster, mount: Folder, tmp_path: Path

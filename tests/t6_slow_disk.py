@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness import machine
 from tests.harness.cluster import RealCluster, running
-from tests.harness.folders import Folder, folder
+from tests.harness.folders import Folder
 from tests.harness.slowdisk import SlowDisk
 from tests.harness.work import Work, told
 
@@ -27,12 +27,6 @@ def cluster(tmp_path: Path, disk: SlowDisk) -> Iterator[RealCluster]:
     with running(tmp_path / "cluster", **disk.env) as started:
         started.log_in()
         yield started
-
-
-@pytest.fixture
-def mount(cluster: RealCluster, tmp_path: Path) -> Iterator[Folder]:
-    with folder(cluster, tmp_path / "folder") as made:
-        yield made
 
 
 @pytest.mark.timeout(250)

@@ -36,12 +36,6 @@ def cluster(live_cluster: RealCluster) -> RealCluster:
 
 
 @pytest.fixture
-def mount(cluster: RealCluster, tmp_path: Path) -> Iterator[Folder]:
-    with folder(cluster, tmp_path / "folder") as made:
-        yield made
-
-
-@pytest.fixture
 def other(cluster: RealCluster, tmp_path: Path) -> Iterator[Folder]:
     """Another mount of the same space."""
     with folder(cluster, tmp_path / "other") as made:

@@ -2,7 +2,7 @@
 
 `folder(...)` mounts, yields a `Folder`, and unmounts; what a crash test did to the driver
 meanwhile does not matter. `live_cluster`, `live` and `here` are fixtures: a cluster and its
-folder for the tests of one module, over each adapter.
+folder for the tests of one module, over each adapter. `mount` is one for a single test.
 """
 
 from __future__ import annotations
@@ -113,6 +113,13 @@ def live(request: pytest.FixtureRequest, live_cluster: RealCluster) -> Iterator[
     ):
         Path(above).chmod(0o755)
         yield mount
+
+
+@pytest.fixture
+def mount(cluster: RealCluster, tmp_path: Path) -> Iterator[Folder]:
+    """A folder of the module's own `cluster`."""
+    with folder(cluster, tmp_path / "folder") as made:
+        yield made
 
 
 @pytest.fixture

@@ -38,7 +38,10 @@ def is_whole(cluster: RealCluster) -> bool:
 
 @dataclass
 class Work:
-    """A thread that saves files and reads earlier ones back, and measures each operation."""
+    """Saves files and reads earlier ones back in a thread, and measures each operation.
+
+    Another thread watches how long the disk takes that everything here lies on.
+    """
 
     top: Path
     saved: dict[str, str] = field(default_factory=dict)  # name -> digest
