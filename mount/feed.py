@@ -115,6 +115,8 @@ class FeedFollower:
             core.notifier.forget_attr(change.parent)
             return  # a later commit of this mount made the name what it is
         tree.forget_name(change.parent, change.name)
+        if change.ino:
+            tree.moved_elsewhere(change.ino, change.parent, event.seq)
         if change.ino == 0 and before is not None and before != ABSENT:
             core.notifier.entry_deleted(change.parent, before, change.name)
         core.notifier.forget_entry(change.parent, change.name)

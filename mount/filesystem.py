@@ -58,6 +58,9 @@ class Opened(NamedTuple):
     backing: str = ""  # a local file of the same bytes; neither will ever change
 
 
+Names = list[tuple[bytes, Ino, int]]  # of a directory: name, inode, mode
+
+
 class DirItem(NamedTuple):
     """One name of a listing; `cookie` is the offset to go on from after it."""
 

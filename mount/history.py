@@ -22,7 +22,7 @@ from everfold.model import Attr, Ino, Version
 from everfold.versionname import format_name, number_in, parse_typed, pick
 from mount import patience
 from mount.core import Core
-from mount.filesystem import VIRTUAL_INO, Node
+from mount.filesystem import VIRTUAL_INO, Names, Node
 
 VERSIONS = b".versions"
 _TTL_S = 1.0
@@ -200,7 +200,7 @@ class HistoryTree:
                 return Key(directory, typed[0], found.number)
         raise EverfoldError(Kind.NOT_FOUND, "the name has no history")
 
-    def listing(self, ino: Ino) -> tuple[Ino, list[tuple[bytes, Ino, int]]]:
+    def listing(self, ino: Ino) -> tuple[Ino, Names]:
         """Return (number of "..", [(name, node, mode)]) of a virtual directory."""
         key = self._key(ino)
         if key.number is not None:

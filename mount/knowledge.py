@@ -28,7 +28,7 @@ from everfold.services import Clock, NameService
 from mount import patience
 from mount.blockio import BlockIO
 from mount.content import Content
-from mount.filesystem import Node
+from mount.filesystem import Names, Node
 from mount.notifier import Notifier
 from mount.policy import Policy
 from mount.staging import Staging
@@ -221,8 +221,8 @@ class Knowledge(ABC):
             raise EverfoldError(Kind.NOT_FOUND, "no such name")
         return attr
 
-    def listing(self, ino: Ino) -> tuple[Ino, list[tuple[bytes, Attr]]]:
-        """Return (the directory's parent, its names with attributes)."""
+    def listing(self, ino: Ino) -> tuple[Ino, Names]:
+        """Return (the directory's parent, its names with what they lead to)."""
         with self.lock:
             known = self._known_listing(ino)
             if known is not None and ino in self.walking.ahead:
@@ -249,15 +249,20 @@ class Knowledge(ABC):
                 break
         # It changes faster than it can be asked for, or is too large to be remembered.
         with self.lock:
-            return parent, [(entry.name, self._local(entry.attr)) for entry in entries]
+            return parent, [(entry.name, entry.attr.ino, entry.attr.mode) for entry in entries]
 
-    def _known_listing(self, ino: Ino) -> tuple[Ino, list[tuple[bytes, Attr]]] | None:
+    def _known_listing(self, ino: Ino) -> tuple[Ino, Names] | None:
         known = self.tree.listing(ino)
         if known is None or not known[0]:
             return None
-        pairs = [(name, self.tree.attr(child)) for name, child in known[1]]
-        found = [(name, self._local(attr)) for name, attr in pairs if attr is not None]
-        return (known[0], found) if len(found) == len(pairs) else None
+        names: Names = []
+        attr_of = self.tree.attr
+        for name, child in known[1]:
+            attr = attr_of(child)
+            if attr is None:
+                return None
+            names.append((name, child, attr.mode))
+        return known[0], names
 
     def _fetch_listing(self, ino: Ino) -> tuple[Ino, list[Entry], Seq]:
         entries: list[Entry] = []

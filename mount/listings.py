@@ -21,9 +21,8 @@ from typing import Final, NamedTuple
 from everfold.errors import EverfoldError, Kind
 from everfold.model import Ino
 from mount.core import Core
-from mount.filesystem import DirItem, Node
+from mount.filesystem import DirItem, Names, Node
 
-Names = list[tuple[bytes, Ino, int]]  # name, inode, mode
 _NAME_BITS: Final = 20  # of a cookie: they tell the names of one inode apart
 _NAME_MASK: Final = (1 << _NAME_BITS) - 1
 _COOKIE_MAX: Final = (1 << 63) - 1  # an off_t
@@ -125,25 +124,28 @@ class Listings:
             cookies = list(range(_OWN + 1, _OWN + 1 + len(names)))  # the kernel keeps none of it
         else:
             parent, children = self._core.listing(ino)
-            cookies, names = _in_order(
-                [(_cookie(name, attr.ino), name, attr.ino, attr.mode) for name, attr in children]
-            )
+            cookies, names = _in_order(children)
         own = [(b".", ino, stat.S_IFDIR), (b"..", parent, stat.S_IFDIR)]
         return _Snapshot([1, _OWN, *cookies], own + names)
 
 
-def _in_order(rows: list[tuple[int, bytes, Ino, int]]) -> tuple[list[int], Names]:
-    """Return the cookies, ascending, and the names in their order, given (cookie, name, …).
+def _in_order(names: Names) -> tuple[list[int], Names]:
+    """Return the cookies of names, ascending, and the names in their order.
 
     Two names of one inode share a cookie once in a million; then one takes the next number.
     """
-    rows.sort()
+    of_cookie = {
+        (ino << _NAME_BITS | hash(name) & _NAME_MASK) & _COOKIE_MAX: (name, ino, mode)
+        for name, ino, mode in names
+    }
+    if len(of_cookie) == len(names):
+        cookies = sorted(of_cookie)
+        return cookies, [of_cookie[cookie] for cookie in cookies]
+    rows = sorted(
+        ((ino << _NAME_BITS | hash(name) & _NAME_MASK) & _COOKIE_MAX, name, ino, mode)
+        for name, ino, mode in names
+    )
     cookies = [row[0] for row in rows]
-    if len(set(cookies)) < len(cookies):
-        for i in range(1, len(cookies)):
-            cookies[i] = max(cookies[i], cookies[i - 1] + 1)
+    for i in range(1, len(cookies)):
+        cookies[i] = max(cookies[i], cookies[i - 1] + 1)
     return cookies, [(name, ino, mode) for _, name, ino, mode in rows]
-
-
-def _cookie(name: bytes, ino: Ino) -> int:
-    return (ino << _NAME_BITS | hash(name) & _NAME_MASK) & _COOKIE_MAX

@@ -149,14 +149,30 @@ class Tree:
         if kept is None or not all(directory.knows(name) for name in kept):
             return False
         kept.update(directory.held)
-        directory.parent = parent
+        is_settled = ino not in self._held and as_of >= self._touched_inos.get(ino, self._floor)
+        if is_settled or not directory.parent:  # else it may have been moved since
+            directory.parent = parent
         directory.keep(kept)
         directory.is_complete = True
-        for entry in entries:
-            if entry.name not in kept:
-                directory.children[entry.name] = entry.attr.ino
-                self.install_attr(entry.attr, as_of)
+        self._install_names(directory, entries, kept, as_of)
+        self._bound()
         return True
+
+    def _install_names(
+        self, directory: Directory, entries: Iterable[Entry], kept: Container[bytes], as_of: Seq
+    ) -> None:
+        """Believe names and, as `install_attr` does, attributes: written out, a third of it."""
+        children, attrs = directory.children, self._attrs
+        held, touched, floor = self._held, self._touched_inos, self._floor
+        for entry in entries:
+            name, attr = entry.name, entry.attr
+            if name in kept:
+                continue
+            ino = attr.ino
+            children[name] = ino
+            if ino not in held and as_of >= touched.get(ino, floor):
+                attrs[ino] = attr
+                attrs.move_to_end(ino)
 
     def _changed_names(self, ino: Ino, as_of: Seq) -> set[bytes] | None:
         """Return the names of a directory that changed after `as_of`; None: not known."""
@@ -254,6 +270,11 @@ class Tree:
         directory = self._directories.get(ino)
         if directory is not None:
             directory.parent = parent
+
+    def moved_elsewhere(self, ino: Ino, parent: Ino, seq: Seq) -> None:
+        """Another machine made a name in `parent` lead to an inode, with commit `seq`."""
+        if self.touch_ino(ino, seq) and ino not in self._held:
+            self.moved_directory(ino, parent)
 
     def forget_name(self, parent: Ino, name: bytes) -> None:
         """What the name leads to is not known any more."""

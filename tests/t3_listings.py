@@ -8,8 +8,11 @@ import pytest
 
 from everfold.model import ROOT, Ino
 from mount.client import Client
-from mount.filesystem import DirItem
-from tests.harness.world import World, save
+from mount.filesystem import Changes, DirItem
+from mount.kernel import abi, encode
+from mount.kernel.abi import Opcode
+from mount.kernel.requests import Requests
+from tests.harness.world import ME, World, save
 
 NAMES = [f"name-{number:03}".encode() for number in range(40)]
 
@@ -70,3 +73,89 @@ def test_what_was_forgotten_meanwhile_is_listed_without_attributes(client: Clien
     rest = listed(client, fh, cookie=first[-1].cookie)
 
     assert {item.name for item in rest if item.node is None} == {NAMES[-1]}
+
+
+# ---------------------------------------------------------------- the kernel's requests
+
+ROOM = 2048  # about a dozen names
+
+
+def asked(requests: Requests, fh: int, cookie: int) -> bytes:
+    """Return the payload of one page of the root."""
+    request = bytes(abi.BODY_AT) + abi.READ_IN.pack(fh, cookie, ROOM, 0, 0, 0, 0)
+    handler = requests.table[Opcode.READDIRPLUS]
+    assert handler is not None
+    payload = handler(ROOT, memoryview(request), len(request))
+    assert isinstance(payload, bytes)
+    return payload
+
+
+def last_cookie(payload: bytes) -> int:
+    """Return the cookie of the last name on a page, 0 of an empty one."""
+    cookie = at = 0
+    fixed = abi.DIRENTPLUS.size
+    while at < len(payload):
+        cookie, length = abi.DIRENTPLUS.unpack_from(payload, at)[-3:-1]
+        at += (fixed + length + 7) & ~7
+    return cookie
+
+
+def pages(client: Client, prepares: bool) -> list[bytes]:
+    """Return all pages of the root as the kernel is answered them."""
+    requests, fh, found = Requests(client.vfs), client.vfs.opendir(ROOT), list[bytes]()
+    while not found or found[-1]:
+        found.append(asked(requests, fh, last_cookie(found[-1]) if found else 0))
+        if prepares:
+            requests.prepare()
+    return found
+
+
+def test_pages_that_are_prepared_are_those_that_would_be_answered(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    really = encode.listing_plus
+
+    def counting(items: list[DirItem], room: int) -> tuple[bytes, int]:
+        encoded.append(len(items))
+        return really(items, room)
+
+    as_asked = pages(client, prepares=False)
+    monkeypatch.setattr(encode, "listing_plus", counting)
+    prepared = pages(client, prepares=True)
+
+    assert prepared == as_asked
+    assert len(prepared) > 3
+    assert len(encoded) <= len(prepared), "none is encoded twice"
+
+
+@pytest.mark.parametrize("change", ["mode", "content", "removal"])
+def test_what_changes_after_a_page_was_prepared_is_on_it(client: Client, change: str) -> None:
+    name = NAMES[15]  # on the second page
+    requests, fh = Requests(client.vfs), client.vfs.opendir(ROOT)
+    cookie = last_cookie(asked(requests, fh, 0))
+    requests.prepare()
+    before = requests._prepared
+    ino = Ino(client.vfs.lookup(ROOT, name).attr.ino)
+    if change == "mode":
+        client.vfs.setattr(ino, Changes(mode=0o600), None, ME)
+    elif change == "content":
+        save(client, name.decode(), b"longer than it was")
+    else:
+        client.vfs.unlink(ROOT, name)
+    answered = asked(requests, fh, cookie)
+
+    assert before is not None
+    assert name in before.payload
+    assert answered != before.payload
+    assert answered == asked(Requests(client.vfs), fh, cookie)
+
+
+def test_a_directory_that_is_closed_before_its_page_is_prepared(client: Client) -> None:
+    requests, fh = Requests(client.vfs), client.vfs.opendir(ROOT)
+    asked(requests, fh, 0)
+    client.vfs.releasedir(fh)
+
+    requests.prepare()
+
+    assert requests._prepared is None

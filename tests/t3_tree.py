@@ -102,6 +102,26 @@ def test_what_is_on_its_way_from_here_stays_over_every_answer() -> None:
     assert tree.child(ROOT, b"b") == ABSENT
 
 
+def test_an_answer_older_than_a_move_does_not_bring_the_directory_back() -> None:
+    tree = Tree()
+    here, there, inside = Ino(2), Ino(3), Ino(4)
+    tree.install_listing(inside, here, [], Seq(1))
+    tree.moved_elsewhere(inside, there, Seq(5))
+    tree.install_listing(inside, here, [], Seq(4))
+    assert tree.listing(inside) == (there, [])
+
+    tree.hold([], [inside])
+    tree.moved_directory(inside, here)  # from here, on its way
+    tree.moved_elsewhere(inside, there, Seq(6))
+    tree.install_listing(inside, there, [], Seq(6))
+    assert tree.listing(inside) == (here, [])
+    tree.let_go([], [inside], Seq(7))
+    tree.moved_elsewhere(inside, there, Seq(6))
+    assert tree.listing(inside) == (here, [])
+    tree.install_listing(inside, there, [], Seq(8))
+    assert tree.listing(inside) == (there, [])
+
+
 def test_a_change_is_held_until_the_last_of_several_is_through() -> None:
     tree = Tree()
     for _ in range(2):

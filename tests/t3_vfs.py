@@ -14,7 +14,8 @@ import pytest
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.model import ROOT
+from everfold.model import ROOT, Ino
+from mount.client import Client
 from mount.core import Policy
 from mount.filesystem import Changes
 from tests.harness.world import ME, World, eventually, find, load, names, save, split
@@ -169,6 +170,31 @@ def test_what_another_machine_does_shows_up_by_itself(world: World) -> None:
     assert eventually(lambda: names(b, "") == ["g"])
     a.vfs.unlink(ROOT, b"g")
     assert eventually(lambda: names(b, "") == [])
+
+
+@pytest.mark.parametrize("flags", [0, wire.RENAME_EXCHANGE])
+def test_a_directory_that_another_machine_moved_is_in_its_new_place(
+    world: World, flags: int
+) -> None:
+    def above(client: Client, ino: Ino) -> Ino:
+        fh = client.vfs.opendir(ino)
+        items = client.vfs.readdir(fh, 0, 9, True)
+        client.vfs.releasedir(fh)
+        return items[1].ino
+
+    a, b = world.mount("a"), world.mount("b")
+    moved = a.vfs.mkdir(ROOT, b"moved", 0o755, ME).attr.ino
+    other = a.vfs.mkdir(ROOT, b"other", 0o755, ME).attr.ino
+    inside = a.vfs.mkdir(other, b"inside", 0o755, ME).attr.ino
+    assert eventually(lambda: names(b, "other") == ["inside"])
+    assert [above(each, moved) for each in (a, b)] == [ROOT, ROOT]
+    assert [above(each, inside) for each in (a, b)] == [other, other]
+
+    a.vfs.rename(ROOT, b"moved", other, b"inside" if flags else b"moved", flags)
+
+    assert above(a, moved) == other
+    assert eventually(lambda: above(b, moved) == other)
+    assert above(a, inside) == above(b, inside) == (ROOT if flags else other)
 
 
 def test_exclusive_creation_succeeds_on_one_machine_only(world: World) -> None:

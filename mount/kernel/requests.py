@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from everfold.errors import EverfoldError, Kind
 from everfold.model import SIZE_MAX, Ino, Lock, LockKind, LockType
+from mount import patience
 from mount.filesystem import VIRTUAL_INO, Caller, Changes, DirItem, Filesystem
 from mount.kernel import abi, encode
 from mount.kernel.abi import BODY_AT, Fattr, Opcode
@@ -57,12 +59,23 @@ def changes_of(request: memoryview) -> tuple[Changes, int | None]:
     return changes, fh if valid & Fattr.FH else None
 
 
+class _Page(NamedTuple):
+    """What READDIRPLUS answers, encoded: the first `delivered` of `items` fit into `size`."""
+
+    items: Sequence[DirItem]
+    size: int
+    payload: bytes
+    delivered: int
+
+
 class Requests:
     """The table of handlers over one filesystem; the session adds its own to it."""
 
     def __init__(self, filesystem: Filesystem) -> None:
         self._fs = filesystem
         self._last_caller = (b"", Caller(0, 0, 0))
+        self._next_page: tuple[int, int, int, int] | None = None  # fh, cookie, limit, size
+        self._prepared: _Page | None = None
         self.table: list[Handler | None] = [None] * abi.OPCODES
         for opcode in Opcode:
             self.table[opcode] = getattr(self, f"_{opcode.name.lower()}", None)
@@ -239,9 +252,30 @@ class Requests:
         fh, cookie, size, _, _, _, _ = abi.READ_IN.unpack_from(request, BODY_AT)
         limit = max(1, size // (abi.DIRENTPLUS.size + _NAME_ROOM))
         items = self._fs.readdir(fh, cookie, limit, True)
-        payload, delivered = encode.listing_plus(items, size)
-        self._take_back(items[delivered:])
-        return payload
+        page, self._prepared = self._prepared, None
+        if page is None or page.size != size or page.items != items:
+            page = _Page(items, size, *encode.listing_plus(items, size))
+        self._take_back(items[page.delivered :])
+        is_more = page.delivered < len(items) or len(items) == limit
+        if is_more and page.delivered and nodeid < VIRTUAL_INO:
+            self._next_page = (fh, items[page.delivered - 1].cookie, limit, size)
+        return page.payload
+
+    def prepare(self) -> None:
+        """After an answer of READDIRPLUS: encode the next one while its reader is at this one.
+
+        Used only if the listing is the same when it is asked for.
+        """
+        wanted, self._next_page = self._next_page, None
+        if wanted is None:
+            return
+        fh, cookie, limit, size = wanted
+        try:
+            items = self._fs.readdir(fh, cookie, limit, True)
+        except (EverfoldError, patience.MustWait):
+            return  # the directory was closed, or this must wait: whoever asks finds out
+        self._take_back(items)
+        self._prepared = _Page(items, size, *encode.listing_plus(items, size))
 
     def _take_back(self, undelivered: Sequence[DirItem]) -> None:
         for item in undelivered:

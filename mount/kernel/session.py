@@ -86,7 +86,8 @@ class Session:
 
     def __init__(self, fd: int, filesystem: Filesystem, workers: int = 64) -> None:
         self._fd = fd
-        self._table = Requests(filesystem).table
+        self._requests = Requests(filesystem)
+        self._table = self._requests.table
         self._table[Opcode.INIT] = self._init
         self._table[Opcode.SETLKW] = self._setlkw
         self._table[Opcode.INTERRUPT] = self._interrupt
@@ -196,9 +197,11 @@ class Session:
             if isinstance(payload, int):
                 error, payload = payload, b""
             self._answer(unique, error, payload)
+        cost.note(perf_counter_ns() - started)
         if is_introducing:
             self._introducing.discard(unique)
-        cost.note(perf_counter_ns() - started)
+            if opcode == Opcode.READDIRPLUS:
+                self._requests.prepare()
 
     def _hand_over(
         self,
