@@ -201,7 +201,14 @@ class Session:
         if is_introducing:
             self._introducing.discard(unique)
             if opcode == Opcode.READDIRPLUS:
-                self._requests.prepare()
+                self._prepare()
+
+    def _prepare(self) -> None:
+        # What the reader of a listing asks for next; nobody waits for it.
+        try:
+            self._requests.prepare()
+        except Exception:  # noqa: BLE001 - the border, as above: the loop goes on
+            _log.exception("the next page of a listing could not be prepared")
 
     def _hand_over(
         self,
