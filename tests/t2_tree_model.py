@@ -18,6 +18,7 @@ from everfold import wire
 from everfold.blockid import name_of
 from everfold.model import NOW, ROOT, Attr, Extent, Ino, Seq
 from nameserver.db import Database
+from nameserver.tree import ahead
 from tests.harness.databases import PostgresServer
 from tests.harness.databases import postgres_server as postgres_server
 from tests.harness.trees import Stage, Writer
@@ -422,12 +423,17 @@ def _run(open_database: Any, examples: int) -> None:
     )
 
 
-def test_the_tree_is_what_a_dictionary_would_be(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("few", "examples"), [(ahead.FEW, 30), (1, 20)], ids=["", "read-ahead"])
+def test_the_tree_is_what_a_dictionary_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int, examples: int
+) -> None:
+    monkeypatch.setattr(ahead, "FEW", few)
+
     def open_database() -> Database:
         folder = tempfile.mkdtemp(dir=tmp_path)
         return Database(f"sqlite:///{folder}/everfold.db")
 
-    _run(open_database, 40)
+    _run(open_database, examples)
 
 
 @pytest.mark.postgres

@@ -11,6 +11,7 @@ import pytest
 from nameserver import beats, blocks, feed, tasks
 from nameserver.db import Database
 from nameserver.tree import (
+    ahead,
     attributes,
     batch,
     commit,
@@ -24,7 +25,7 @@ from nameserver.tree import (
 from tests.harness.databases import PostgresServer, postgres_server  # noqa: F401
 
 MODULES = [
-    attributes, batch, beats, blocks, commit, extents, history, late, pending, reads,
+    ahead, attributes, batch, beats, blocks, commit, extents, history, late, pending, reads,
     tree,
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ number first (`next_seq`), so one batch may be several commits; to others they a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from everfold import wire
@@ -102,6 +103,11 @@ class Batch:
 
     # ------------------------------------------------------------ reading
 
+    def learn(self, inodes: Iterable[Inode], slots: Iterable[Slot]) -> None:
+        """Take in what was read before the first operation; see `ahead`."""
+        self._inodes.update((inode.ino, inode) for inode in inodes)
+        self._slots.update(((slot.parent, slot.name), slot) for slot in slots)
+
     def inode(self, ino: int) -> Inode:
         """Return a live inode; NOT_FOUND when there is none."""
         found = self._inodes.get(ino)
@@ -185,13 +191,8 @@ class Batch:
     def current(self, inode: Inode) -> VersionRow | None:
         """Return the version that is the inode's content now; `inode.top` is known after it."""
         if not inode.is_known:
-            rows = [
-                VersionRow(row, is_stored=True)
-                for row in self.cx.all(_VERSIONS, self.space, inode.ino, inode.version)
-            ]
-            inode.current = rows[0] if rows and inode.version else None
-            inode.top = rows[-1].k if rows else inode.version
-            inode.is_known = True
+            rows = self.cx.all(_VERSIONS, self.space, inode.ino, inode.version)
+            inode.learn([VersionRow(row, is_stored=True) for row in rows])
         return inode.current
 
     def is_empty(self, directory: Inode) -> bool:

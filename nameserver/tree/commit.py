@@ -18,7 +18,7 @@ from everfold.model import BlockId, Seq, SpaceId
 from nameserver import leases
 from nameserver import quota as quotas
 from nameserver.db import Cx, Row
-from nameserver.tree import attributes, checks, content, names
+from nameserver.tree import ahead, attributes, checks, content, names
 from nameserver.tree.batch import Author, Batch, SpaceState
 from nameserver.tree.ledger import BlockLedger
 
@@ -87,6 +87,7 @@ class Committer:
         if is_late:
             fresh = [_late(op) for op in fresh]
         self._check_safe(cx, ask.space, self._named(batch, fresh) - safe)
+        ahead.read(batch, fresh)
         results = answered + [_apply(batch, op) for op in fresh]
         seq = batch.finish()
         last_op = ask.first_op + len(ask.ops) - 1

@@ -8,6 +8,7 @@ commit changes is copied into one of these, changed here, and written when the c
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 
 from everfold.model import Ino
 from nameserver.db import Row
@@ -65,6 +66,12 @@ class Inode:
         self.is_known = not is_stored  # whether the next two were asked for
         self.current: VersionRow | None = None  # see `Batch.current`
         self.top = 0  # the greatest k
+
+    def learn(self, versions: Sequence[VersionRow]) -> None:
+        """Know the current version, given it and those after it, in order."""
+        self.current = versions[0] if versions and self.version else None
+        self.top = versions[-1].k if versions else self.version
+        self.is_known = True
 
     def values(self) -> Row:
         """Return what `INODE_COLUMNS` name."""
