@@ -134,18 +134,15 @@ def _in_order(names: Names) -> tuple[list[int], Names]:
 
     Two names of one inode share a cookie once in a million; then one takes the next number.
     """
-    of_cookie = {
-        (ino << _NAME_BITS | hash(name) & _NAME_MASK) & _COOKIE_MAX: (name, ino, mode)
-        for name, ino, mode in names
-    }
-    if len(of_cookie) == len(names):
+    cookies = [
+        (ino << _NAME_BITS | hash(name) & _NAME_MASK) & _COOKIE_MAX for name, ino, _ in names
+    ]
+    of_cookie = dict(zip(cookies, names, strict=True))
+    if len(of_cookie) == len(names):  # sorting numbers alone is the quicker way
         cookies = sorted(of_cookie)
         return cookies, [of_cookie[cookie] for cookie in cookies]
-    rows = sorted(
-        ((ino << _NAME_BITS | hash(name) & _NAME_MASK) & _COOKIE_MAX, name, ino, mode)
-        for name, ino, mode in names
-    )
-    cookies = [row[0] for row in rows]
+    rows = sorted(zip(cookies, names, strict=True))
+    cookies = [cookie for cookie, _ in rows]
     for i in range(1, len(cookies)):
         cookies[i] = max(cookies[i], cookies[i - 1] + 1)
-    return cookies, [(name, ino, mode) for _, name, ino, mode in rows]
+    return cookies, [item for _, item in rows]

@@ -149,8 +149,8 @@ class Tree:
         if kept is None or not all(directory.knows(name) for name in kept):
             return False
         kept.update(directory.held)
-        is_settled = ino not in self._held and as_of >= self._touched_inos.get(ino, self._floor)
-        if is_settled or not directory.parent:  # else it may have been moved since
+        may_have_moved = ino in self._held or self.touched_after(ino, as_of)
+        if not (may_have_moved and directory.parent):
             directory.parent = parent
         directory.keep(kept)
         directory.is_complete = True
@@ -161,7 +161,7 @@ class Tree:
     def _install_names(
         self, directory: Directory, entries: Iterable[Entry], kept: Container[bytes], as_of: Seq
     ) -> None:
-        """Believe names and, as `install_attr` does, attributes: written out, a third of it."""
+        """Believe names and, as `install_attr` does, attributes: written out, half of it."""
         children, attrs = directory.children, self._attrs
         held, touched, floor = self._held, self._touched_inos, self._floor
         for entry in entries:
@@ -176,7 +176,7 @@ class Tree:
 
     def _changed_names(self, ino: Ino, as_of: Seq) -> set[bytes] | None:
         """Return the names of a directory that changed after `as_of`; None: not known."""
-        if as_of >= self._touched_inos.get(ino, self._floor):
+        if not self.touched_after(ino, as_of):
             return set()
         if as_of < self._floor:
             return None

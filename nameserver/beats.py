@@ -18,8 +18,8 @@ from everfold.model import BLOCK_MAX, BlockId, NodeId, NodeState, SpaceId
 from everfold.services import Clock
 from nameserver import tasks
 from nameserver.audit import note
-from nameserver.blocks import BlockTokens, select_in
-from nameserver.db import Cx, Database, Row
+from nameserver.blocks import BlockTokens
+from nameserver.db import Cx, Database, Row, select_in
 from nameserver.nodes import HEARD, LIVE, Member, NodeBook
 from nameserver.policy import Policy
 from nameserver.presence import WRITTEN_S

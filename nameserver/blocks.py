@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from everfold import wire
@@ -20,7 +20,7 @@ from everfold.model import BLOCK_MAX, SMALL_BLOCK, BlockId, NodeId, NodeState, S
 from everfold.services import Clock
 from everfold.tokens import Signer
 from nameserver import tasks
-from nameserver.db import Cx, Database, Row
+from nameserver.db import Cx, Database, select_in
 from nameserver.nodes import LIVE, Member, NodeBook
 from nameserver.placement import Candidate, choose
 from nameserver.policy import Policy
@@ -29,27 +29,12 @@ PLAN_MAX = 20_000  # blocks in one question
 SPARES_MAX = 16
 _NONE: frozenset[NodeId] = frozenset()
 _ANY_BAD = "SELECT 1 FROM replica INDEXED BY replica_bad WHERE space_id = ? AND is_bad > 0 LIMIT 1"
-_CHUNKS = (1, 16, 128, 512)  # few lengths, so that few statements are prepared
 _READ_ORDER = {
     NodeState.UP: 0,
     NodeState.DRAINING: 1,
     NodeState.SUSPECT: 2,
     NodeState.DOWN: 3,  # perhaps only the nameserver was away
 }
-
-
-def select_in(
-    cx: Cx, sql: str, values: Sequence[object], blocks: Iterable[BlockId]
-) -> Iterator[Row]:
-    """Run `sql`, whose ``{}`` becomes the marks of an IN list, for all of `blocks`."""
-    left = list(blocks)
-    at = 0
-    while at < len(left):
-        width = next((n for n in _CHUNKS if n >= len(left) - at), _CHUNKS[-1])
-        part = left[at : at + width]
-        at += len(part)
-        part += [part[-1]] * (width - len(part))
-        yield from cx.all(sql.format(",".join("?" * width)), *values, *part)
 
 
 class _Copy(NamedTuple):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +24,7 @@ from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.model import BlockId, Ino, SpaceId
 from nameserver import usage
-from nameserver.db import Cx
+from nameserver.db import Cx, select_in
 from nameserver.files.browse import View
 from nameserver.files.changes import Draft
 from nameserver.files.items import Item
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 _ROUNDS: Final = 30
 _WINDOW: Final = 4  # blocks on their way
 _TOLD: Final = 64  # blocks that are noted at once
-_CHUNK: Final = 400
 _STAYS: Final = 1 << 62  # `until` of what is in the folder now
 
 _NAMES: Final = (
@@ -206,7 +205,7 @@ class Conversion:
     def _lacking(self, cx: Cx, old: SpaceId, new: SpaceId, moved: Subtree) -> set[BlockId]:
         """Return the blocks of a subtree that are not on enough nodes in the new space."""
         named: set[BlockId] = set()
-        for ino, block, born in _in_chunks(cx, _BLOCKS, old, moved):
+        for ino, block, born in select_in(cx, _BLOCKS, (old,), moved):
             if born < moved[ino]:
                 named.add(BlockId(bytes(block)))
         return self._service.ledger.short(cx, new, named, self._service.policy.min_replicas)
@@ -258,17 +257,9 @@ def subtree(cx: Cx, space: SpaceId, top: Ino) -> Subtree:
                 until[ino] = left
                 if mode & 0o170000 == 0o040000:
                     waiting.append(ino)
-    for ino, hidden in list(_in_chunks(cx, _HIDDEN, space, until)):
+    for ino, hidden in list(select_in(cx, _HIDDEN, (space,), until)):
         until[hidden] = max(until.get(hidden, 0), until[ino])
     return until
-
-
-def _in_chunks(cx: Cx, sql: str, space: SpaceId, inos: Iterable[int]) -> Iterator[tuple[int, ...]]:
-    left = list(inos)
-    for at in range(0, len(left), _CHUNK):
-        part = left[at : at + _CHUNK]
-        part += [part[-1]] * (_CHUNK - len(part))
-        yield from cx.all(sql.format(",".join("?" * _CHUNK)), space, *part)
 
 
 def _check(cx: Cx, home: SpaceId, folder: Item) -> None:

@@ -20,7 +20,7 @@ import functools
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from time import perf_counter_ns
@@ -42,9 +42,9 @@ _BUSY_TIMEOUT_MS = 10_000
 _OPENING_MS = 60_000  # for the first connection: another process may just be closing the last
 _LOG_PAGES = 4000  # of SQLite's log, of 4 KiB; then its pages go to their places
 _PRAGMAS = {
+    "busy_timeout": _BUSY_TIMEOUT_MS,  # the first: the next one may have to wait
     "journal_mode": "wal",
     "synchronous": "full",
-    "busy_timeout": _BUSY_TIMEOUT_MS,
     "wal_autocheckpoint": _LOG_PAGES,
     "temp_store": "memory",
     "foreign_keys": 1,
@@ -55,6 +55,7 @@ _WRITER_KIB = 16_384  # pages that a connection keeps in memory
 _READER_KIB = 1_024
 _READERS = 8  # kept open while nobody reads
 _STATEMENTS = 256  # prepared, of each connection
+_CHUNKS = (1, 16, 128, 512)  # lengths of an IN list: few, so that few statements are prepared
 _SCHEMA_LOCK = 0x65766572666F6C64  # of PostgreSQL's advisory ones: "everfold"
 
 
@@ -97,6 +98,20 @@ class Cx:
         """Return (seq, next_ino) of a space and keep other writers of it out until the end."""
         tail = " FOR UPDATE" if self.is_postgres else ""
         return self.one(f"SELECT seq, next_ino FROM space WHERE id = ?{tail}", space)
+
+
+def select_in(
+    cx: Cx, sql: str, values: Sequence[object], things: Iterable[object]
+) -> Iterator[Row]:
+    """Run `sql`, whose ``{}`` becomes the marks of an IN list, for all of `things`."""
+    left = list(things)
+    at = 0
+    while at < len(left):
+        width = next((n for n in _CHUNKS if n >= len(left) - at), _CHUNKS[-1])
+        part = left[at : at + width]
+        at += len(part)
+        part += [part[-1]] * (width - len(part))
+        yield from cx.all(sql.format(",".join("?" * width)), *values, *part)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -319,7 +334,6 @@ class _Lines:
     def _open(self, cache_kib: int) -> _Line:
         connection = sqlite3.connect(
             self._path,
-            timeout=_BUSY_TIMEOUT_MS / 1000,
             isolation_level=None,
             check_same_thread=False,
             cached_statements=_STATEMENTS,
@@ -416,9 +430,7 @@ def _open_sqlite(url: str) -> pw.Database:
     if "://" in path or not path:
         raise EverfoldError(Kind.INVALID, "not a database URL", url)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return pw.SqliteDatabase(
-        path, pragmas={**_PRAGMAS, "busy_timeout": _OPENING_MS}, timeout=_OPENING_MS / 1000
-    )
+    return pw.SqliteDatabase(path, pragmas={**_PRAGMAS, "busy_timeout": _OPENING_MS})
 
 
 def _open_postgres(url: str) -> pw.Database:

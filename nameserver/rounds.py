@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from everfold.model import BlockId, NodeId, NodeState, SpaceId
 from everfold.services import Clock
 from nameserver import repair, tasks
-from nameserver.blocks import select_in
-from nameserver.db import Cx, Database
+from nameserver.db import Cx, Database, select_in
 from nameserver.nodes import HEARD, LIVE, Member, NodeBook
 from nameserver.policy import Policy
 from nameserver.repair import BlockView, Decision, NodeView

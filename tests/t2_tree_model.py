@@ -423,7 +423,7 @@ def _run(open_database: Any, examples: int) -> None:
     )
 
 
-@pytest.mark.parametrize(("few", "examples"), [(ahead.FEW, 30), (1, 20)], ids=["", "read-ahead"])
+@pytest.mark.parametrize(("few", "examples"), [(ahead.FEW, 40), (1, 20)], ids=["usual", "ahead"])
 def test_the_tree_is_what_a_dictionary_would_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int, examples: int
 ) -> None:

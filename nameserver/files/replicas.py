@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from everfold.model import Ino, NodeId, Seq, SpaceId
-from nameserver.blocks import select_in
-from nameserver.db import Database
+from nameserver.db import Database, select_in
 from nameserver.nodes import LIVE, NodeBook
 from nameserver.tree import extents
 

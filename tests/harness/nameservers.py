@@ -22,7 +22,7 @@ SECRETS = {
     "JWT_SECRET_KEY": "the jwt secret key of tests",
     "CLUSTER_SECRET": SECRET,
 }
-START_S = 60.0  # each start is some syncs, one after the other
+START_S = 40.0
 
 
 class Nameserver:
