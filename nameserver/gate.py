@@ -36,6 +36,7 @@ class Identity(NamedTuple):
     device: DeviceId = DeviceId("")
     device_name: str = ""  # as history tells it; of a mount, the device that it was mounted at
     issued_s: int = 0  # when the token was
+    generation: int = 0  # of the user's tokens; a new password begins another one
 
 
 class _Verified(NamedTuple):
@@ -132,12 +133,25 @@ class Gate:
         if self._clock.time_ns() - found.seen_ns > _SEEN_NS:
             self._devices.seen(found.id)
         shown = parent.name if parent else found.name
-        return Identity(UserId(user), row[0], row[1], found.id, shown, int(claims["iat"]))
+        issued_s = int(claims["iat"])
+        return Identity(UserId(user), row[0], row[1], found.id, shown, issued_s, generation)
 
     def by_password(self, name: str, password: str, address: str) -> Identity:
         """Return who has this name and password, for a call without a device."""
         user = self._accounts.login(name, password, address)
-        return Identity(user.id, user.name, user.role)
+        return Identity(user.id, user.name, user.role, generation=user.token_gen)
+
+    def check(self, who: Identity, token: str) -> None:
+        """Raise UNAUTHENTICATED when somebody, let in before, would be let in no more.
+
+        For requests that last. `token` "": they came with a password.
+        """
+        if token:
+            self.by_token(token)
+            return
+        user = self._accounts.get(who.name)
+        if user.is_disabled or user.token_gen != who.generation:
+            raise EverfoldError(Kind.UNAUTHENTICATED, "the password is good no longer")
 
     def node(self, token: str) -> str:
         """Return the id that a datanode's token names ("": any); UNAUTHENTICATED otherwise.

@@ -46,6 +46,24 @@ def web(tmp_path: Path) -> Iterator[Web]:
 # ---------------------------------------------------------------- people
 
 
+def test_a_feed_that_waited_tells_nothing_to_a_device_revoked_meanwhile(web: Web, monkeypatch):
+    desk, device = web.desk, web.login("ann", device_name="laptop")["device"]["id"]
+    client = web.client()
+    space = client.session(wire.Hello(MountId("m"), "test")).space
+    poll = desk.service.feeds.poll
+
+    def wait(ask: wire.FeedPoll) -> wire.Feed:
+        desk.service.devices.revoke(desk.ann.id, device, "ann")
+        desk.clock.move(1.0)
+        return poll(ask)
+
+    monkeypatch.setattr(desk.service.feeds, "poll", wait)
+    with pytest.raises(EverfoldError) as refused:
+        client.feed(wire.FeedPoll(space, MountId("m"), Seq(0), 0.0))
+
+    assert refused.value.kind is Kind.UNAUTHENTICATED
+
+
 def test_a_login_gives_a_token_that_opens_the_profile_and_the_hot_calls(web: Web) -> None:
     answer = web.login("ann", device_name="laptop", device_type="mount")
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
+from unittest import mock
 
 import pytest
 
 from everfold.model import ROOT
 from tests.harness.browser import Browser
-from tests.harness.inprocess import CALM, InProcessCluster
+from tests.harness.inprocess import CALM, PASSWORD, InProcessCluster
 from tests.harness.world import ME, save
 
 
@@ -161,6 +165,86 @@ def test_a_poll_that_waits_is_answered_by_the_next_event(cluster, me):
     thread.join(15)
 
     assert got == [("file_uploaded", "/b")]
+
+
+class Parked:
+    """A poll that waits for an event; made, it has looked once and found none."""
+
+    def __init__(self, cluster: InProcessCluster, who: Browser, headers: dict[str, str]) -> None:
+        has_looked = threading.Event()
+        page, told = cluster.service.files.events.page, who.good("GET", "/api/sync/events")
+
+        def look(*asked: Any) -> Any:
+            found = page(*asked)
+            has_looked.set()
+            return found
+
+        self._route = f"/api/sync/events?since={told['next_since']}&wait=20"
+        self._who, self._headers = who, headers
+        self._answer: tuple[int, Any] = 0, None
+        self._thread = threading.Thread(target=self._ask)
+        with mock.patch.object(cluster.service.files.events, "page", look):
+            self._thread.start()
+            assert has_looked.wait(15)
+
+    def _ask(self) -> None:
+        status, _, raw = self._who.ask("GET", self._route, **self._headers)
+        self._answer = status, json.loads(raw)
+
+    def answer(self) -> tuple[int, Any]:
+        """Return (status, JSON) once it is answered."""
+        self._thread.join(15)
+        return self._answer
+
+
+@pytest.mark.parametrize("how", ["device", "password", "disabled"])
+def test_a_poll_that_waits_ends_with_what_let_it_in(cluster, me, how):
+    service, name = cluster.service, me.good("GET", "/api/auth/profile")["user"]["username"]
+    basic = base64.b64encode(f"{name}:{PASSWORD}".encode()).decode()
+    by_token = Parked(cluster, me, {})
+    by_password = Parked(cluster, me, {"Authorization": f"Basic {basic}"})
+
+    if how == "device":
+        who = service.gate.by_token(me.token)
+        service.devices.revoke(who.user, who.device, name)
+    elif how == "password":
+        service.accounts.set_password(name, "another password", "root")
+    else:
+        service.accounts.disable(name, True, "root")
+    assert by_token.answer()[0] == 401
+
+    if how == "device":  # a password is of no device
+        Browser(cluster.app, cluster.service.gate.admit(
+            service.accounts.get(name), service.devices.at_login(who.user, "", "new", "")
+        )).upload("a", b"x")  # fmt: skip
+        assert by_password.answer()[0] == 200
+    else:
+        assert by_password.answer()[0] == 401
+
+
+def test_a_poll_that_waits_tells_nothing_of_a_team_folder_that_one_was_removed_from(
+    cluster, me, monkeypatch
+):
+    mine = me.good("GET", "/api/auth/profile")["user"]["username"]
+    owner = Browser(cluster.app, cluster.user(f"{mine}s-boss"))
+    form = {"path": "Plans", "members": [{"username": mine, "permission": "read"}]}
+    owner.good("POST", "/api/teams", form)
+    found = cluster.service.files.events
+    sights = found.sights(cluster.service.accounts.get(mine).id)
+    page, looks = found.page, []
+
+    def look(*asked: Any) -> Any:
+        told = page(*asked)
+        looks.append(told)
+        if len(looks) == 1:  # from here on it waits
+            owner.upload("Plans/secret", b"x")
+            me.upload("own", b"x")
+        return told
+
+    monkeypatch.setattr(found, "page", look)
+    told, _ = found.after(sights, found.now(sights), 100, 20, lambda: sights[:1])
+
+    assert [event["path"] for event in told] == ["/own"]
 
 
 def test_another_users_events_and_devices_are_not_there(cluster, me):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, NamedTuple
 
@@ -203,11 +203,17 @@ class Events:
     # ------------------------------------------------------------ events
 
     def after(
-        self, sights: Sights, position: Position, limit: int, wait_s: float = 0.0
+        self,
+        sights: Sights,
+        position: Position,
+        limit: int,
+        wait_s: float,
+        see: Callable[[], Sights],
     ) -> tuple[list[Json], Position]:
         """Return up to `limit` events after a position, and where to go on.
 
-        When there is none, waits for one for up to `wait_s`.
+        When there is none, waits for one for up to `wait_s`. `see` is asked every second, and
+        before anything is told after a wait: it tells what may be seen by now, or raises.
         """
         if wait_s <= 0:
             return self.page(sights, position, limit)
@@ -219,6 +225,8 @@ class Events:
                 if found or left <= 0 or self._bell.is_stopped:
                     return found, position
                 ear.wait(min(left, _LOOK_S))
+                now = {sight.space: sight for sight in see()}
+                sights = tuple([now[each.space] for each in sights if each.space in now])
 
     def page(
         self, sights: Sights, position: Mapping[SpaceId, Place], limit: int

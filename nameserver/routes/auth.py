@@ -75,6 +75,10 @@ class Guard:
             return token.strip() if scheme.lower() == "bearer" else ""
         return request.cookies.get(COOKIE, "")
 
+    def check(self) -> None:
+        """Raise UNAUTHENTICATED when who asks would be let in no more, while the request lasts."""
+        self._gate.check(self.who, self.token)
+
     def csrf(self, token: str) -> str:
         """Return what a page must show besides the cookie that holds this token."""
         mac = hmac.new(self._secret, b"csrf\0" + token.encode("utf-8", "replace"), hashlib.sha256)

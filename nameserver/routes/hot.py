@@ -66,7 +66,10 @@ class HotCalls:
             raise EverfoldError(Kind.NOT_FOUND, "there is no such call", path[len(PREFIX) :][:80])
         method, form = known
         ask = wire.decode(request.whole(BODY_MAX), form)
-        return wire.encode(method(Caller(self._service, who), ask))
+        answer = method(Caller(self._service, who), ask)
+        if form is wire.FeedPoll:  # it may have waited for long
+            self._service.gate.by_token(token)
+        return wire.encode(answer)
 
 
 def _bearer(request: Request) -> str:

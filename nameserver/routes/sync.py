@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from flask import Blueprint, request
 
 from everfold.errors import EverfoldError, Kind
 from everfold.model import DeviceId
-from nameserver.files.events import LIMIT_MAX, WAIT_MAX_S
+from nameserver.files.events import LIMIT_MAX, WAIT_MAX_S, Events
 from nameserver.files.items import iso
-from nameserver.files.positions import told
+from nameserver.files.positions import Sights, told
 from nameserver.files.service import FileService, Visitor
 from nameserver.routes.auth import Guard
 from nameserver.routes.files import number, visitor, word
@@ -33,7 +35,8 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
         wait_s = number("wait", 0, 0, int(WAIT_MAX_S))
         sights = events.sights(me.who.user)
         position = events.place(sights, since) if since else events.followed(sights, device)
-        found, position = events.after(sights, position, limit, wait_s)
+        see = partial(_seen_still, guard, events, me)
+        found, position = events.after(sights, position, limit, wait_s, see)
         return {
             "events": found,
             "count": len(found),
@@ -91,6 +94,12 @@ def blueprint(service: Service, guard: Guard) -> Blueprint:
         }
 
     return routes
+
+
+def _seen_still(guard: Guard, events: Events, me: Visitor) -> Sights:
+    """Return what somebody may see by now; UNAUTHENTICATED when they are let in no more."""
+    guard.check()
+    return events.sights(me.who.user)
 
 
 def _device(files: FileService, me: Visitor, named: str) -> DeviceId:
