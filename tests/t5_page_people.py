@@ -233,16 +233,24 @@ def test_a_new_user_registers_changes_the_password_and_stays_signed_in_here_only
     expect(page.get_by_text("Drop files here")).to_be_visible()
     carol = Person(ann.browser, ann.url, "carol", "carols first password")
 
+    tab = page.context.new_page()
+    tab.goto(f"{ann.url}/#/files")
+    expect(tab.get_by_text("Drop files here")).to_be_visible()
     page.goto(f"{ann.url}/#/account")
     page.get_by_label("Current password").fill("carols first password")
     page.get_by_label("New password").fill("carols second password")
-    page.get_by_role("button", name="Change password").click()
-    expect(page.locator(".toast")).to_contain_text("The password is changed")
+    with tab.expect_response("**/api/auth/session"):  # its session has ended: it finds the new one
+        page.get_by_role("button", name="Change password").click()
+        expect(page.locator(".toast")).to_contain_text("The password is changed")
     page.reload()
 
     expect(page.get_by_role("heading", name="carol")).to_be_visible()
     expect(page.locator("nav a", has_text="Cluster")).to_have_count(0)
     wait_until(lambda: not is_let_in(carol), 5, "the other token has ended")
+    tab.get_by_role("button", name="New folder").click()
+    tab.get_by_label("Name").fill("after")
+    tab.get_by_role("button", name="Create").click()
+    expect(row(tab, "after")).to_be_visible()
 
 
 def is_let_in(person: Person) -> bool:

@@ -198,7 +198,13 @@ document.addEventListener("visibilitychange", async () => {
 hear("changed", settled(800, measure));
 hear("signed-out", async () => {
   if (!frame) return;
+  const before = session.user?.id;
   session.user = null;
+  const now = await whoAmI().catch(() => session); // in another tab the password may have been changed
+  if (now.user && now.user.id === before) {
+    await follow();
+    return tell("changed", null);
+  }
   await knock();
   toast("You were signed out.");
 });

@@ -1,9 +1,10 @@
 // One's own things: the devices that are let in, and the account.
 import { get, remove, session, set } from "./api.js";
 import { attempt, button, confirm, empty, field, form, loading, toast } from "./dialog.js";
-import { h, hear, put, settled } from "./dom.js";
+import { h, hear, put, settled, tell } from "./dom.js";
 import { count, time, visible } from "./format.js";
 import { icon } from "./icons.js";
+import { follow, leave } from "./live.js";
 
 export const show = (place, where, ended) => (where.view === "devices" ? devices : account)(place, ended);
 
@@ -57,8 +58,14 @@ async function account(place, ended) {
         fields: [field("Current password", old), field("New password", fresh, "At least 8 characters. All else that is signed in, mounts too, must sign in again.")],
         verb: "Change password",
         submit: async () => {
-          const told = await set("/api/auth/profile", { current_password: old.value, new_password: fresh.value });
-          session.csrf = told.csrf ?? session.csrf; // the old session ended with the old password
+          leave(); // what waits there was let in by the session that ends with the old password
+          try {
+            const told = await set("/api/auth/profile", { current_password: old.value, new_password: fresh.value });
+            session.csrf = told.csrf ?? session.csrf;
+          } finally {
+            await follow();
+            tell("changed", null);
+          }
           old.value = fresh.value = "";
           toast("The password is changed.");
         },
