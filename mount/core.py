@@ -16,6 +16,7 @@ import os
 import stat
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -42,6 +43,7 @@ from mount.staging import Staging
 log = logging.getLogger(__name__)
 
 INO_RANGE = 4096
+_OWN_MAX = 1000
 _SETTLED_AT_ONCE = 64  # records, about 1 ms; then whoever waits for the lock gets his turn
 _BREATH_S = 0.0001
 
@@ -80,6 +82,9 @@ class Core(Knowledge):
         self.journal, self.shipper, self.lease = journal, shipper, lease
         self.wants_lease = threading.Event()  # set when the lease keeper has something to do
         self._fresh_inos: tuple[Ino, Ino] = (Ino(0), Ino(0))  # [next, end)
+        # (first, last) of our commits that the feed's position has not reached. Those that are
+        # too many to be remembered it reaches by itself, after `poll_s` of silence.
+        self._own_commits: deque[tuple[Seq, Seq]] = deque(maxlen=_OWN_MAX)
         self.size_max = session.size_max
         self.room = Room(session.quota_left, self.contents.values)
         self.team_places: list[wire.TeamPlace] = []  # replaced as a whole
@@ -466,9 +471,16 @@ class Core(Knowledge):
             self.tree.set_attr(replace(attr, version=result.version))
 
     def _advance(self, item: Item, seq: Seq) -> None:
-        """Follow the feed's position over commits of our own: nothing lies between."""
-        if item.first_seq and item.first_seq <= self.feed_seq + 1 <= seq:
-            self.feed_seq = seq
+        """Follow the feed's position over commits of our own, once nothing lies between."""
+        if item.first_seq:
+            self._own_commits.append((item.first_seq, seq))
+            self.pass_own_commits()
+
+    def pass_own_commits(self) -> None:
+        """Follow the feed's position over what the feed does not tell: our own. Hold the lock."""
+        own = self._own_commits
+        while own and own[0][0] <= self.feed_seq + 1:
+            self.feed_seq = max(self.feed_seq, own.popleft()[1])
 
     def _forget_file(self, content: Content) -> None:
         """Others changed the file while it was active here: read it anew. Hold the lock."""

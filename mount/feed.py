@@ -14,7 +14,7 @@ import threading
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
 from everfold.log import new_request_id
-from everfold.model import MountId
+from everfold.model import MountId, Seq
 from mount.core import Core
 from mount.tree import ABSENT
 
@@ -54,6 +54,12 @@ class FeedFollower:
                     log.warning("the feed is silent: %s", err)
                 self._is_away = True
                 self._ending.wait(_PAUSE_S if err.kind.may_retry else 5 * _PAUSE_S)
+            except Exception:
+                # Whatever it is: what others save must not stay unseen for ever.
+                log.exception("the feed could not be followed")
+                with self._core.lock:
+                    self._start_anew(self._core.feed_seq)
+                self._ending.wait(5 * _PAUSE_S)
 
     def poll_once(self, wait_s: float) -> None:
         """Ask once and apply what comes."""
@@ -84,11 +90,17 @@ class FeedFollower:
             self._teams = feed.teams
         with core.lock:
             if feed.is_reset:
-                self._forget_everything(feed)
-            for event in feed.events:
-                if event.mount != self._mount:
-                    self._apply(event)
+                log.warning("the feed cannot go on from %d: starting anew", core.feed_seq)
+                self._start_anew(feed.seq)
+            try:
+                for event in feed.events:
+                    if event.mount != self._mount:
+                        self._apply(event)
+            except Exception:
+                log.exception("an event could not be followed: starting anew")
+                self._start_anew(feed.seq)
             core.feed_seq = max(core.feed_seq, feed.seq)
+            core.pass_own_commits()
             core.feed_heard = core.clock.monotonic()
             core.locks_gen = self._locks = feed.locks
             core.feed_moved.notify_all()
@@ -122,12 +134,10 @@ class FeedFollower:
         core.notifier.forget_entry(change.parent, change.name)
         core.notifier.forget_attr(change.parent)
 
-    def _forget_everything(self, feed: wire.Feed) -> None:
-        """Too far behind: believe nothing that is older than the feed's position."""
-        core = self._core
-        log.warning("the feed cannot go on from %d: starting anew", core.feed_seq)
-        core.forget_known(feed.seq)
-        core.feed_seq = feed.seq
+    def _start_anew(self, seq: Seq) -> None:
+        """Believe nothing that is older than commit `seq`, and go on from there. Hold the lock."""
+        self._core.forget_known(seq)
+        self._core.feed_seq = seq
 
 
 def wait_for_feed(core: Core, seq: int, timeout_s: float) -> None:

@@ -64,12 +64,18 @@ class LeaseKeeper:
             except EverfoldError as err:
                 is_denied = is_denied_for_good(err)
                 log.info("no write lease: %s", err)
+            except Exception:
+                log.exception("the write lease was not looked after")  # others may wait for it
 
     def _take(self) -> None:
         epoch, good_until, seq = self._core.lease.ask()
         if not epoch:
             return
-        wait_for_feed(self._core, seq, _CATCH_UP_S)
+        try:
+            wait_for_feed(self._core, seq, _CATCH_UP_S)
+        except EverfoldError:
+            self._core.lease.decline(epoch)
+            raise
         with self._core.lock:
             self._core.lease.begin(epoch, good_until)
             self._core.room.is_left(self._core.lease.quota_left)

@@ -110,8 +110,11 @@ class WriteLease:
             epoch, self._epoch, self._good_until = self._epoch, 0, 0.0
             self._is_recalled = False
             self._ask_at = self._clock.monotonic() + 1.0
-        if not epoch:
-            return
+        if epoch:
+            self.decline(epoch)
+
+    def decline(self, epoch: int) -> None:
+        """Let the nameserver give this lease to others; it is not believed here (any more)."""
         ask = wire.TakeLease(self._space, self._mount, epoch)
         try:
             with_retries(lambda _left: self._names.lease(ask), _GIVE_BACK_S)

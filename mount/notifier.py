@@ -105,6 +105,8 @@ class Notifier:
                 is_left = cache is not None and cache.tell_again()
             except OSError as err:  # the kernel may be gone; what it remembers goes with it
                 log.warning("the kernel did not take a notice: %s", err)
+            except Exception:
+                log.exception("a notice was not given")  # those after it are
             if not is_left:
                 while self._awaited:
                     self._awaited.pop().set()

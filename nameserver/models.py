@@ -372,7 +372,7 @@ def tables(db: pw.Database) -> SimpleNamespace:
 
     class Mount(Base):
         """A mount of a space. `last_op`: the last of its operations that was applied;
-        `results`: msgpack (first_op, [Result]) of its last batch, for a retry."""
+        `results`: msgpack (first_op, [Result], seq) of its last batch, for a retry."""
 
         space = pw.IntegerField(column_name="space_id")
         id = pw.TextField()

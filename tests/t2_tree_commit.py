@@ -44,6 +44,28 @@ def test_a_retry_is_answered_as_the_first_time_and_applies_nothing(stage: Stage,
     assert stage.seq == 1
 
 
+def test_a_retry_is_numbered_as_the_first_time_whatever_others_did_since(stage: Stage) -> None:
+    one, other = stage.writer(), stage.writer("other")
+    ask = one.ask(one.making("f"))
+    first = stage.tree.commit(ask, one.author)
+    stage.tree.commit(other.ask(other.unlinking("f")), other.author)
+    again = stage.tree.commit(ask, one.author)
+
+    assert (again.seq, again.results) == (first.seq, first.results)
+    assert stage.seq == first.seq + 1
+
+
+def test_a_retry_of_a_batch_that_an_older_version_applied_is_answered(stage: Stage) -> None:
+    one = stage.writer()
+    ask = one.ask(one.making("f"))
+    first = stage.tree.commit(ask, one.author)
+    with stage.db.write() as cx:
+        kept = wire.encode((ask.first_op, first.results))
+        cx.run("UPDATE mount SET results = ? WHERE id = ?", kept, one.mount)
+
+    assert stage.tree.commit(ask, one.author).results == first.results
+
+
 def test_a_retry_in_another_grouping_applies_only_what_is_new(stage: Stage, w: Writer) -> None:
     makes = [w.making(name) for name in "abcd"]
 

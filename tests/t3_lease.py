@@ -226,3 +226,27 @@ def test_a_holder_stops_answering_early_when_it_cannot_be_sure(tmp_path: Path) -
         assert eventually(lambda: not a.core.lease.held, 3.0)
         a.vfs.mkdir(ROOT, b"later", 0o777, ME)
         assert "later" in names(world.mount("b"), "")
+
+
+@pytest.mark.expects_warnings
+def test_a_change_whose_answer_was_lost_does_not_hide_what_another_mount_did_since(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = Policy(change_deadline_s=20.0, poll_s=0.1, leases=False)
+    one, other = world.mount("a", quiet), world.mount("b", quiet)
+    commit, lost = world.lines["a"].commit, list[wire.Committed]()
+
+    def answer_once_too_late(ask: wire.Commit) -> wire.Committed:
+        answer = commit(ask)
+        if not lost and ask.ops:
+            lost.append(answer)
+            other.vfs.unlink(ROOT, b"f")
+            other.vfs.mkdir(ROOT, b"d", 0o755, ME)
+            raise EverfoldError(Kind.UNAVAILABLE, "the answer was lost")
+        return answer
+
+    monkeypatch.setattr(world.lines["a"], "commit", answer_once_too_late)
+    one.vfs.mknod(ROOT, b"f", 0o644, 0, ME)
+
+    assert lost
+    assert eventually(lambda: one.vfs.find(ROOT, b"f") is None, 5.0)

@@ -11,6 +11,7 @@ from everfold.model import Ino
 from mount.notifier import Notifier
 
 WAIT_S = 10.0
+_DEFECT = Ino(666)
 
 
 class Kernel:
@@ -27,6 +28,8 @@ class Kernel:
         self.told.append(("entry", parent, name))
 
     def forget_attr(self, ino: Ino) -> None:
+        if ino == _DEFECT:
+            raise ValueError("a defect")
         self.told.append(("attr", ino))
 
     def forget_data(self, ino: Ino, offset: int, length: int) -> None:
@@ -91,6 +94,15 @@ def test_a_kernel_that_takes_nothing_more_keeps_nobody(notifier: Notifier, kerne
 
     assert notifier.wait_told(WAIT_S)
     assert kernel.told == [("attr", 3)]
+
+
+@pytest.mark.expects_warnings
+def test_a_defect_in_one_notice_keeps_back_no_other(notifier: Notifier, kernel: Kernel) -> None:
+    notifier.forget_attr(_DEFECT)
+    notifier.forget_attr(7)
+
+    assert notifier.wait_told(WAIT_S)
+    assert kernel.told == [("attr", 7)]
 
 
 def test_without_a_kernel_there_is_nothing_to_tell() -> None:

@@ -209,7 +209,10 @@ class Commit(Record, frozen=True):
 
 
 class Committed(Record, frozen=True):
-    """`seq` is the space's commit number after the batch (durable); one result an operation."""
+    """`seq` is the space's commit number after the batch (durable); one result an operation.
+
+    Of a retry of the mount's last batch it is the number after that, whatever came since.
+    """
 
     seq: Seq
     results: list[Result]

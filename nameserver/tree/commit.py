@@ -14,7 +14,7 @@ import msgspec
 
 from everfold import wire
 from everfold.errors import EverfoldError, Kind
-from everfold.model import BlockId, Seq, SpaceId
+from everfold.model import NOW, BlockId, Record, Seq, SpaceId
 from nameserver import leases
 from nameserver import quota as quotas
 from nameserver.db import Cx, Row
@@ -54,6 +54,14 @@ _APPLY: Final[dict[type, Callable[[Batch, Any], wire.Result]]] = {
 }
 
 
+class _LastBatch(Record, frozen=True):
+    """What is kept of a mount's last batch, for a retry; `seq` 0: of before that was kept."""
+
+    first_op: int
+    results: list[wire.Result]
+    seq: Seq = NOW
+
+
 class Committer:
     """Applies batches within a transaction that is given; knows no bell and no clock."""
 
@@ -78,9 +86,9 @@ class Committer:
         if ask.stored:
             safe = self._blocks.record(cx, ask.space, ask.stored, now_ns, self._min_replicas)
         is_late = leases.check(cx, ask, now_ns)
-        answered = _answered(mount, ask)
+        answered, seq = _answered(mount, ask)
         if len(answered) == len(ask.ops):
-            return wire.Committed(Seq(state.seq), answered, quota_left=state.quota_left)
+            return wire.Committed(seq or Seq(state.seq), answered, quota_left=state.quota_left)
         batch = Batch(cx, ask.space, state, author, ask.mount, now_ns)
         batch.size_max = self._size_max
         fresh = ask.ops[len(answered) :] if answered else ask.ops
@@ -91,7 +99,7 @@ class Committer:
         results = answered + [_apply(batch, op) for op in fresh]
         seq = batch.finish()
         last_op = ask.first_op + len(ask.ops) - 1
-        kept = wire.encode((ask.first_op, results))
+        kept = wire.encode(_LastBatch(ask.first_op, results, seq))
         user, device = author
         cx.run(_REMEMBER, ask.space, ask.mount, user, device, last_op, kept, now_ns)
         return wire.Committed(seq, results, batch.first, batch.quota_left)
@@ -141,19 +149,23 @@ def _space(cx: Cx, space: SpaceId) -> SpaceState:
     return SpaceState(seq, next_ino, at_ns or 0, quotas.left(cx, quota, owner))
 
 
-def _answered(mount: Row | None, ask: wire.Commit) -> list[wire.Result]:
-    """Return the results of those operations of `ask` that were applied before."""
-    if mount is None:
-        return []
-    last_op, results, _ = mount
-    count = min(max(0, last_op - ask.first_op + 1), len(ask.ops))
-    if not count:
-        return []
-    first, known = wire.decode(results, tuple[int, list[wire.Result]]) if results else (0, [])
-    return [
-        known[number - first] if 0 <= number - first < len(known) else wire.Result()
+def _answered(mount: Row | None, ask: wire.Commit) -> tuple[list[wire.Result], Seq]:
+    """Return the results of those operations of `ask` that were applied before.
+
+    And the commit number after them, NOW where that is not known any more: with a later one,
+    what others changed since would pass for older than them.
+    """
+    count = 0 if mount is None else min(max(0, mount[0] - ask.first_op + 1), len(ask.ops))
+    if mount is None or not count:
+        return [], NOW
+    last = wire.decode(mount[1], _LastBatch) if mount[1] else _LastBatch(0, [])
+    results = [
+        last.results[number - last.first_op]
+        if 0 <= number - last.first_op < len(last.results)
+        else wire.Result()
         for number in range(ask.first_op, ask.first_op + count)
     ]
+    return results, last.seq if ask.first_op >= last.first_op else NOW
 
 
 def _apply(batch: Batch, op: wire.AnyOp) -> wire.Result:
