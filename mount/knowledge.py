@@ -221,8 +221,8 @@ class Knowledge(ABC):
             raise EverfoldError(Kind.NOT_FOUND, "no such name")
         return attr
 
-    def listing(self, ino: Ino) -> tuple[Ino, Names]:
-        """Return (the directory's parent, its names with what they lead to)."""
+    def listing(self, ino: Ino) -> tuple[Ino, Names, int]:
+        """Return (the directory's parent, its names with what they lead to, `Tree.changed`)."""
         with self.lock:
             known = self._known_listing(ino)
             if known is not None and ino in self.walking.ahead:
@@ -240,7 +240,8 @@ class Knowledge(ABC):
         for _ in range(_LISTING_ATTEMPTS):
             parent, entries, seq = self._fetch_listing(ino)
             with self.lock:
-                self.tree.install_listing(ino, parent, entries, seq)
+                is_believed = self.tree.install_listing(ino, parent, entries, seq)
+                changed = self.tree.changed(ino) if is_believed else 0
                 known = self._known_listing(ino)  # with what is on its way from here
                 if known is not None:
                     self.walking.listed(walk, ino, parent, entries)
@@ -248,10 +249,10 @@ class Knowledge(ABC):
             if len(entries) > LISTING_MAX:
                 break
         # It changes faster than it can be asked for, or is too large to be remembered.
-        with self.lock:
-            return parent, [(entry.name, entry.attr.ino, entry.attr.mode) for entry in entries]
+        names = [(entry.name, entry.attr.ino, entry.attr.mode) for entry in entries]
+        return parent, names, changed
 
-    def _known_listing(self, ino: Ino) -> tuple[Ino, Names] | None:
+    def _known_listing(self, ino: Ino) -> tuple[Ino, Names, int] | None:
         known = self.tree.listing(ino)
         if known is None or not known[0]:
             return None
@@ -262,7 +263,7 @@ class Knowledge(ABC):
             if attr is None:
                 return None
             names.append((name, child, attr.mode))
-        return known[0], names
+        return known[0], names, self.tree.changed(ino)
 
     def _fetch_listing(self, ino: Ino) -> tuple[Ino, list[Entry], Seq]:
         entries: list[Entry] = []

@@ -33,6 +33,7 @@ _OWN: Final = 2  # cookies of "." and ".." are 1 and 2
 class _Snapshot(NamedTuple):
     cookies: list[int]  # ascending
     names: Names
+    changed: int  # see `Tree.changed`
 
 
 class OpenDirectory:
@@ -85,6 +86,10 @@ class Listings:
         snapshot = directory.snapshot
         if snapshot is None or cookie == 0:
             snapshot = directory.snapshot = self._snapshot(directory.ino)
+        elif snapshot.changed != self._core.tree.changed(directory.ino):
+            # The kernel would put the rest of this behind what another reader has got since.
+            # (Telling it waits until this reader has what he asked for.)
+            self._core.notifier.forget_entry(directory.ino, b".")
         start = bisect_right(snapshot.cookies, cookie)
         cookies = snapshot.cookies[start : start + limit]
         part = snapshot.names[start : start + limit]
@@ -121,12 +126,12 @@ class Listings:
     def _snapshot(self, ino: Ino) -> _Snapshot:
         if self._is_virtual(ino):
             parent, names = self._list_virtual(ino)
-            cookies = list(range(_OWN + 1, _OWN + 1 + len(names)))  # the kernel keeps none of it
+            cookies, changed = list(range(_OWN + 1, _OWN + 1 + len(names))), 0
         else:
-            parent, children = self._core.listing(ino)
+            parent, children, changed = self._core.listing(ino)
             cookies, names = _in_order(children)
         own = [(b".", ino, stat.S_IFDIR), (b"..", parent, stat.S_IFDIR)]
-        return _Snapshot([1, _OWN, *cookies], own + names)
+        return _Snapshot([1, _OWN, *cookies], own + names, changed)
 
 
 def _in_order(names: Names) -> tuple[list[int], Names]:

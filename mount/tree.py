@@ -28,9 +28,10 @@ _TOUCHED_MAX = 50_000
 class Directory:
     """The names of a directory as far as they are known."""
 
-    __slots__ = ("absent", "children", "held", "is_complete", "parent")
+    __slots__ = ("absent", "changed", "children", "held", "is_complete", "parent")
 
-    def __init__(self) -> None:
+    def __init__(self, changed: int) -> None:
+        self.changed = changed  # see `Tree.changed`
         self.children: dict[bytes, Ino] = {}
         self.absent: set[bytes] = set()
         self.held: dict[bytes, int] = {}  # names with changes on their way, and how many
@@ -58,6 +59,7 @@ class Tree:
         self._touched_inos: OrderedDict[Ino, Seq] = OrderedDict()
         self._held: dict[Ino, int] = {}  # inodes with changes on their way, and how many
         self._floor = Seq(0)  # answers older than this are not believed any more
+        self._changes = 0  # of names
 
     # ------------------------------------------------------------ asking
 
@@ -85,6 +87,11 @@ class Tree:
             return None
         self._directories.move_to_end(ino)
         return directory.parent, list(directory.children.items())
+
+    def changed(self, ino: Ino) -> int:
+        """Return a number that rises when a name of a directory changes; 0: nothing is known."""
+        directory = self._directories.get(ino)
+        return directory.changed if directory is not None else 0
 
     def is_listed(self, ino: Ino) -> bool:
         """Tell whether all names of a directory are known."""
@@ -244,12 +251,14 @@ class Tree:
     def set_child(self, parent: Ino, name: bytes, ino: Ino) -> None:
         """A name leads to an inode now (this mount made it so)."""
         directory = self._directory(parent)
+        self._changes = directory.changed = self._changes + 1
         directory.absent.discard(name)
         directory.children[name] = ino
 
     def set_absent(self, parent: Ino, name: bytes) -> None:
         """A name is gone (this mount removed it)."""
         directory = self._directory(parent)
+        self._changes = directory.changed = self._changes + 1
         directory.children.pop(name, None)
         directory.absent.add(name)
 
@@ -280,6 +289,7 @@ class Tree:
         """What the name leads to is not known any more."""
         directory = self._directories.get(parent)
         if directory is not None:
+            self._changes = directory.changed = self._changes + 1
             directory.children.pop(name, None)
             directory.absent.discard(name)
             directory.is_complete = False
@@ -308,7 +318,8 @@ class Tree:
     def _directory(self, ino: Ino) -> Directory:
         directory = self._directories.get(ino)
         if directory is None:
-            directory = self._directories[ino] = Directory()
+            self._changes += 1
+            directory = self._directories[ino] = Directory(self._changes)
             if len(self._directories) > self._limit // 4:
                 self._forget_oldest_directory()
         return directory

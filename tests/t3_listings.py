@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,23 @@ from mount.filesystem import Changes, DirItem
 from mount.kernel import abi, encode
 from mount.kernel.abi import Opcode
 from mount.kernel.requests import Requests
-from tests.harness.world import ME, World, save
+from tests.harness.world import ME, World, eventually, save
 
 NAMES = [f"name-{number:03}".encode() for number in range(40)]
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Client:  # type: ignore[misc]
-    with World(tmp_path) as world:
-        client = world.mount("a")
-        for name in NAMES:
-            save(client, name.decode(), b"x")
-        yield client
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def client(world: World) -> Client:
+    client = world.mount("a")
+    for name in NAMES:
+        save(client, name.decode(), b"x")
+    return client
 
 
 def listed(client: Client, fh: int, cookie: int = 0, limit: int = 1000) -> list[DirItem]:
@@ -73,6 +79,41 @@ def test_what_was_forgotten_meanwhile_is_listed_without_attributes(client: Clien
     rest = listed(client, fh, cookie=first[-1].cookie)
 
     assert {item.name for item in rest if item.node is None} == {NAMES[-1]}
+
+
+class Kernel:
+    """A `KernelCache` that notes which names it is told to forget."""
+
+    def __init__(self) -> None:
+        self.names: list[tuple[Ino, bytes]] = []
+
+    def forget_entry(self, parent: Ino, name: bytes) -> None:
+        self.names.append((parent, name))
+
+    def __getattr__(self, _: str) -> Callable[..., bool]:
+        return lambda *_: False
+
+
+@pytest.mark.parametrize("change", ["none", "here", "elsewhere", "elsewhere, after forgetting"])
+def test_the_rest_of_a_listing_that_is_outdated_is_not_kept_by_the_kernel(
+    world: World, client: Client, change: str
+) -> None:
+    kernel, fh = Kernel(), client.vfs.opendir(ROOT)
+    client.core.notifier.attach(kernel)
+    first = listed(client, fh, limit=10)
+    if change == "here":
+        client.vfs.mkdir(ROOT, b"new", 0o755, ME)
+    elif change != "none":
+        client.vfs.syncfs()
+        if change.endswith("forgetting"):
+            client.core.tree.forget_directory(ROOT)
+        other = world.mount("b")
+        other.vfs.mkdir(ROOT, b"new", 0o755, ME)
+        assert eventually(lambda: client.vfs.find(ROOT, b"new") is not None)
+    listed(client, fh, cookie=first[-1].cookie)
+    assert client.core.notifier.wait_told(5.0)
+
+    assert ((ROOT, b".") in kernel.names) is (change != "none")
 
 
 # ---------------------------------------------------------------- the kernel's requests
