@@ -2,6 +2,7 @@
 # whose datanodes listen inside the container only: mount there too, or use --network host.
 # A mount inside a container needs --device /dev/fuse --cap-add SYS_ADMIN. compose.yaml runs a cluster.
 FROM python:3.11-slim-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev
 WORKDIR /src
 COPY setup.py pyproject.toml constraints.txt README.md ./
 COPY everfold everfold
@@ -11,6 +12,10 @@ COPY datanode datanode
 COPY tools tools
 RUN python -m venv /opt/everfold \
  && /opt/everfold/bin/pip install --no-cache-dir -c constraints.txt .
+# Compiled twins of what a mount spends its time in (docs/adr/0009); the compiler stays behind.
+RUN pip install --no-cache-dir -c constraints.txt --target /opt/compiler mypy setuptools \
+ && PYTHONPATH=/opt/compiler /opt/everfold/bin/python -m tools.compile \
+ && ls -d /opt/everfold/lib/python3.11/site-packages/everfold.native/*
 
 FROM python:3.11-slim-bookworm
 RUN apt-get update \
