@@ -173,8 +173,8 @@ class Content:
             reach = offset + length
         return runs
 
-    def take(self, is_sealed: bool) -> StagedWrite | None:
-        """Turn what is dirty into a record; None when nothing is."""
+    def record(self, is_sealed: bool) -> StagedWrite | None:
+        """Return what is dirty as a record, None when nothing is; `recorded` once it is kept."""
         if not self.is_changed:
             return None
         staged, holes, extents = [], [], []
@@ -185,7 +185,7 @@ class Content:
                 staged.append((offset, length, source, at))
             else:
                 holes.append((offset, length))
-        record = StagedWrite(
+        return StagedWrite(
             self.ino,
             self.base,
             self.size,
@@ -198,12 +198,14 @@ class Content:
             is_sealed,
             self.kill_mode,
         )
+
+    def recorded(self) -> None:
+        """The journal has the record of all that was dirty."""
         self.dirty = PieceMap()
         self.cut = None
         self.kill_mode = None
         self.is_changed = False
         self.dirty_bytes = self.dirty_weighed = 0
-        return record
 
     def committed(self, record: StagedWrite, extents: list[Extent], holes_upto: int) -> None:
         """The record is in the cluster as `extents`: what it covered is no longer local.

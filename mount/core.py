@@ -362,18 +362,22 @@ class Core(Knowledge):
             self.shipper.drain(timeout_s)
 
     def flush(self, content: Content, is_sealed: bool = False, hold_s: float = 0.0) -> None:
-        """Put what is dirty of a file into the journal and on its way."""
+        """Put what is dirty of a file into the journal and on its way.
+
+        Raises as the journal does (a full disk); then it is dirty still, and tried again.
+        """
         with self.lock:
             if content.is_orphan:
                 return
             known = self.tree.attr(content.ino)
             if known is not None and content.kill_mode is not None:
                 self.tree.set_attr(replace(known, mode=content.mode_of(known)))
-            record = content.take(is_sealed)
+            record = content.record(is_sealed)
             if record is not None:
                 self.want_lease()
-                content.has_open_version = not is_sealed
                 self.send(record, hold_s)
+                content.recorded()
+                content.has_open_version = not is_sealed
 
     def _settle(self, items: Sequence[Item], results: Sequence[wire.Result], seq: Seq) -> None:
         """Records are through: let what is known follow. Shipper's thread."""

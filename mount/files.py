@@ -355,14 +355,14 @@ class Files:
                     continue
                 if content.is_changed and now - content.dirty_since > policy.dirty_age_s:
                     if not self._gathers(content, now):
-                        core.flush(content)
+                        core.flush(content, is_sealed=not content.writers)
                 elif (
                     content.has_open_version
                     and not content.is_active
                     and now - content.last_write > policy.quiet_s
                 ):
-                    content.has_open_version = False
                     core.seal(content)
+                    content.has_open_version = False
 
     # ------------------------------------------------------------ holes and copies
 

@@ -125,13 +125,25 @@ class Housekeeper:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
+        is_failing = False
         while not self._ending.wait(_TICK_S):
-            self._files.tend()
-            now = self._core.clock.monotonic()
-            self._keep_backlog(now)
-            if now >= self._next_usage:
-                self._next_usage = now + _USAGE_S
-                self.refresh_usage()
+            try:
+                self._tick()
+                is_failing = False
+            except EverfoldError as err:
+                if not is_failing:
+                    log.error("what was written waits in memory, the journal has no more: %s", err)
+                is_failing = True
+            except Exception:
+                log.exception("open files were not looked after")
+
+    def _tick(self) -> None:
+        now = self._core.clock.monotonic()
+        self._keep_backlog(now)
+        if now >= self._next_usage:
+            self._next_usage = now + _USAGE_S
+            self.refresh_usage()
+        self._files.tend()
 
     def _keep_backlog(self, now: float) -> None:
         """Sync a backlog that the cluster does not take; one that it takes is gone sooner."""

@@ -172,9 +172,10 @@ class Names:
 
         with core.lock:
             content = core.contents[attr.ino]
-            record = content.take(is_sealed=False)
-            content.has_open_version = record is not None
+            record = content.record(is_sealed=False)
             outcome = core.submit(op, *([] if record is None else [record]), apply=appeared)
+            content.recorded()
+            content.has_open_version = record is not None
         core.outcome_of(outcome)
         return core.attr(attr.ino)
 
@@ -352,15 +353,16 @@ class Names:
                 ctime_ns=now,
             )
             hold_s = 0.0
-            if content is not None:
-                content.set_attr(now, mode, mtime_ns)
-                if content.is_orphan:
-                    content.attr = fresh
-                    return core.attr(ino)
+            if content is not None and not content.is_orphan:
                 # On a file that is being written it travels with the write, in one commit.
                 hold_s = HOLD_S if content.is_changed and content.writers else 0.0
-            core.tree.set_attr(fresh)
-            core.send(wire.SetAttr(ino, now, mode, uid, gid, atime_ns, mtime_ns), hold_s)
+            if content is None or not content.is_orphan:
+                core.send(wire.SetAttr(ino, now, mode, uid, gid, atime_ns, mtime_ns), hold_s)
+                core.tree.set_attr(fresh)
+            else:
+                content.attr = fresh
+            if content is not None:
+                content.set_attr(now, mode, mtime_ns)
         return core.attr(ino)
 
     # ------------------------------------------------------------ the tree follows

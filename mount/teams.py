@@ -77,7 +77,10 @@ class Covers:
             moved.wait(_TICK_S if self._covers or self._core.team_places else None)
             moved.clear()
             new_request_id()
-            self._look()
+            try:
+                self._look()
+            except Exception:
+                log.exception("team folders were not looked after")
         for cover in self._covers.values():
             self._end(cover)
         for cover in self._covers.values():

@@ -115,7 +115,8 @@ class ContentMachine(RuleBasedStateMachine):
     @rule(is_sealed=st.booleans())
     def take(self, is_sealed: bool) -> None:
         was_changed = self.content.is_changed
-        record = self.content.take(is_sealed)
+        record = self.content.record(is_sealed)
+        self.content.recorded()
         assert (record is not None) == was_changed
         assert not self.content.is_changed
         if record is not None:
@@ -217,7 +218,8 @@ def test_a_hole_laid_later_is_not_taken_for_the_one_that_is_committed() -> None:
     content = Content(attr(100), lambda segment, nbytes: None)
     content.extents = from_extents([Extent(0, 100, name_of(b"x" * 100))])
     content.punch(0, 10, 1)
-    record, holes = content.take(True), youngest_hole()
+    record, holes = content.record(True), youngest_hole()
+    content.recorded()
     content.write(0, 10, 1, 0, 2)
     content.punch(0, 10, 3)
     assert record is not None
