@@ -226,6 +226,38 @@ class Content:
         self._no_longer_local(record, holes_upto)
         self.is_stale = True
 
+    def unsent(self, record: StagedWrite) -> None:
+        """The cluster refused the record, but the file is this machine's alone: it stays dirty.
+
+        What was overwritten since is passed over: that is dirty already.
+        """
+        for offset, length, segment, at in record.staged:
+            kept = self._dirty_again(offset, length, segment, at)
+            if kept < length:
+                self.release_staged(segment, length - kept)
+        for extent in record.extents:
+            self._dirty_again(extent.offset, extent.length, extent.block, extent.block_offset)
+        for offset, length in record.holes:
+            for piece in self.overlay.slices(offset, length):
+                if isinstance(piece.source, int) and piece.source < 0:
+                    self.dirty.lay(*piece)
+        if record.cut is not None:
+            self.cut = record.cut if self.cut is None else min(self.cut, record.cut)
+        if self.kill_mode is None:
+            self.kill_mode = record.mode
+        self.has_open_version = False
+        self.is_changed = True
+
+    def _dirty_again(self, offset: int, length: int, source: Source, at: int) -> int:
+        """Mark what of a range is still `source` from `at` on; return how many bytes those are."""
+        kept = 0
+        for piece in self.overlay.slices(offset, length):
+            if piece.source == source and piece.at - at == piece.offset - offset:
+                self.dirty.lay(*piece)
+                kept += piece.length
+        self.dirty_bytes += kept
+        return kept
+
     def _no_longer_local(self, record: StagedWrite, holes_upto: int) -> None:
         staged = record.staged
         if not (len(staged) == 1 and self.overlay.drop_only(*staged[0])):

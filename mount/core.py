@@ -431,7 +431,10 @@ class Core(Knowledge):
             if self.shipper.broken is not None:
                 return  # the journal keeps it, and the next mount sends it
         if isinstance(record, StagedWrite):
-            content.refused(record, item.holes)
+            if content.is_orphan:  # a name that it was to get was taken, perhaps
+                content.unsent(record)
+            else:
+                content.refused(record, item.holes)
         if kind is not Kind.NOT_FOUND:
             content.is_stale = True
             return

@@ -416,6 +416,40 @@ def test_exchange_swaps_two_names(world: World) -> None:
     assert (load(client, "a"), load(client, "b")) == (b"B", b"A")
 
 
+@pytest.mark.parametrize("is_changed_meanwhile", [False, True])
+def test_a_file_without_a_name_keeps_its_bytes_when_another_machine_was_faster_with_the_name(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_changed_meanwhile: bool
+) -> None:
+    one, other = world.mount("a"), world.mount("b")
+    node, opened = one.vfs.tmpfile(ROOT, 0o644, os.O_RDWR, ME)
+    one.vfs.write(opened.fh, 0, b"text", False)
+    one.vfs.write(opened.fh, 10, b"more", False)
+    save(other, "f", b"theirs")
+    expected = b"text" + bytes(6) + b"more"
+    if is_changed_meanwhile:
+        commit, writes = world.lines["a"].commit, [b"EXTs"]
+
+        def commit_late(ask: wire.Commit) -> wire.Committed:
+            while writes:
+                one.vfs.write(opened.fh, 1, writes.pop(), False)
+            return commit(ask)
+
+        monkeypatch.setattr(world.lines["a"], "commit", commit_late)
+        expected = b"tEXTs" + bytes(5) + b"more"
+    with pytest.raises(EverfoldError) as refused:
+        one.vfs.link(node.attr.ino, ROOT, b"f")
+
+    assert refused.value.kind is Kind.EXISTS
+    assert bytes(one.vfs.read(opened.fh, 0, 100)) == expected
+    one.vfs.link(node.attr.ino, ROOT, b"g")
+    one.vfs.fsync(opened.fh, False)
+    assert load(other, "g") == expected
+    assert load(other, "f") == b"theirs"
+    one.vfs.release(opened.fh, 0, False)
+    one.vfs.syncfs()
+    assert eventually(lambda: one.core.staging.used_bytes == 0)
+
+
 def test_a_file_without_a_name_appears_whole_when_it_is_linked(world: World) -> None:
     client = world.mount()
     node, opened = client.vfs.tmpfile(ROOT, 0o600, os.O_RDWR, ME)
