@@ -232,9 +232,9 @@ class Story:
             self.synced = max(self.synced, self._written.get(number, 0))
 
     def _close(self, number: int) -> None:
-        handle = self._handles[number]
+        # It is gone even if closing fails: closed twice it would be another thread's file.
+        handle = self._handles.pop(number)
         self._call(f"close {number}", lambda: os.close(handle), lambda s: s.settle(number))
-        del self._handles[number]
 
     def _save(self, number: int, offset: int, data: bytes) -> None:
         self._write(number, offset, data)
