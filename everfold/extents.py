@@ -159,13 +159,17 @@ class PieceMap(Generic[S]):
         if len(pieces) > _CHUNK_MAX:
             self._put(len(self._heads) - 1, len(self._heads), pieces)
 
-    def erase_same(self, offset: int, length: int, source: S, at: int) -> list[Piece[S]]:
-        """Remove from a range only what is still `source` from `at` on; return it."""
-        same = [
+    def same(self, offset: int, length: int, source: S, at: int) -> list[Piece[S]]:
+        """Return what in a range is still `source` from `at` on."""
+        return [
             piece
             for piece in self.slices(offset, length)
             if piece[2] == source and piece[3] - at == piece[0] - offset
         ]
+
+    def erase_same(self, offset: int, length: int, source: S, at: int) -> list[Piece[S]]:
+        """Remove from a range only what is still `source` from `at` on; return it."""
+        same = self.same(offset, length, source, at)
         for piece in same:
             self.erase(piece[0], piece[1])
         return same

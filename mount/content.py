@@ -250,11 +250,10 @@ class Content:
 
     def _dirty_again(self, offset: int, length: int, source: Source, at: int) -> int:
         """Mark what of a range is still `source` from `at` on; return how many bytes those are."""
-        kept = 0
-        for piece in self.overlay.slices(offset, length):
-            if piece.source == source and piece.at - at == piece.offset - offset:
-                self.dirty.lay(*piece)
-                kept += piece.length
+        same = self.overlay.same(offset, length, source, at)
+        for piece in same:
+            self.dirty.lay(*piece)
+        kept = sum([piece.length for piece in same])
         self.dirty_bytes += kept
         return kept
 

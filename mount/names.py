@@ -352,15 +352,14 @@ class Names:
                 mtime_ns=attr.mtime_ns if mtime_ns is None else mtime_ns,
                 ctime_ns=now,
             )
-            hold_s = 0.0
-            if content is not None and not content.is_orphan:
-                # On a file that is being written it travels with the write, in one commit.
-                hold_s = HOLD_S if content.is_changed and content.writers else 0.0
-            if content is None or not content.is_orphan:
-                core.send(wire.SetAttr(ino, now, mode, uid, gid, atime_ns, mtime_ns), hold_s)
-                core.tree.set_attr(fresh)
-            else:
+            if content is not None and content.is_orphan:
                 content.attr = fresh
+            else:
+                # On a file that is being written it travels with the write, in one commit.
+                is_written = content is not None and content.is_changed and content.writers
+                op = wire.SetAttr(ino, now, mode, uid, gid, atime_ns, mtime_ns)
+                core.send(op, HOLD_S if is_written else 0.0)
+                core.tree.set_attr(fresh)
             if content is not None:
                 content.set_attr(now, mode, mtime_ns)
         return core.attr(ino)

@@ -89,7 +89,7 @@ def test_a_lease_that_cannot_begin_is_given_back(
     save(one, "f", b"text")
 
     assert eventually(lambda: bool(granted))
-    assert eventually(lambda: not _holder(world), 3.0)  # it would run out after 5 s
+    assert eventually(lambda: not world.lease_holder(), 3.0)  # it would run out after 5 s
 
 
 @pytest.mark.expects_warnings
@@ -110,9 +110,3 @@ def test_a_defect_in_looking_after_the_lease_leaves_it_looked_after(
     save(one, "f", b"text")
 
     assert eventually(lambda: bool(one.core.lease.held))
-
-
-def _holder(world: World) -> str:
-    with world.db.read() as cx:
-        row = cx.one("SELECT lease_mount FROM space WHERE id = ?", 1)
-    return str(row[0]) if row else "no space"

@@ -53,14 +53,20 @@ def writing(client: Client, name: bytes) -> int:
     return opened.fh
 
 
+def write_to_full(client: Client, patch: pytest.MonkeyPatch) -> tuple[int, FullDisk]:
+    """Write "text" to a new file "f" while the disk is full; return its handle, and the disk."""
+    fh = writing(client, b"f")
+    disk = FullDisk(client, patch)
+    client.vfs.write(fh, 0, b"text", False)
+    return fh, disk
+
+
 @pytest.mark.parametrize("how", ["fsync", "close", "sync of all"])
 def test_what_could_not_be_kept_is_kept_by_the_next_attempt(
     world: World, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     client = world.mount("a", NEVER)
-    fh = writing(client, b"f")
-    disk = FullDisk(client, monkeypatch)
-    client.vfs.write(fh, 0, b"text", False)
+    fh, disk = write_to_full(client, monkeypatch)
     with pytest.raises(EverfoldError) as refused:
         client.vfs.fsync(fh, False)
     assert refused.value.kind is Kind.NO_SPACE
@@ -80,9 +86,7 @@ def test_a_file_that_stays_open_is_sent_on_once_there_is_room(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, other = world.mount("a", SOON), world.mount("b")
-    fh = writing(client, b"f")
-    disk = FullDisk(client, monkeypatch)
-    client.vfs.write(fh, 0, b"text", False)
+    _, disk = write_to_full(client, monkeypatch)
     assert disk.was_met.wait(10)
     disk.free()
 
@@ -93,9 +97,7 @@ def test_a_file_whose_close_failed_is_sent_on_once_there_is_room(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, other = world.mount("a", SOON), world.mount("b")
-    fh = writing(client, b"f")
-    disk = FullDisk(client, monkeypatch)
-    client.vfs.write(fh, 0, b"text", False)
+    fh, disk = write_to_full(client, monkeypatch)
     with pytest.raises(EverfoldError):
         client.vfs.flush(fh, 0)
     with pytest.raises(EverfoldError):

@@ -39,13 +39,6 @@ def _touch(client: Client) -> bool:
     return False
 
 
-def holder(world: World) -> str:
-    """Return the mount that holds the write lease, "" for none."""
-    with world.db.read() as cx:
-        row = cx.one("SELECT lease_mount FROM space WHERE id = ?", 1)
-    return str(row[0]) if row else "no space"
-
-
 def cut(world: World, client_name: str, seconds: float) -> None:
     world.lines[client_name].cut_until = time.monotonic() + seconds
 
@@ -172,7 +165,7 @@ def test_a_holder_that_ends_leaves_the_lease_to_others(world: World) -> None:
     world.forget(a)
     b = world.mount("b")
 
-    assert holder(world) == ""
+    assert world.lease_holder() == ""
     save(b, "f", b"text")
     assert load(b, "f") == b"text"
 
@@ -183,7 +176,7 @@ def test_a_mount_that_comes_back_after_a_crash_does_not_hold_up_others(world: Wo
     world.forget(a)
     again, b = world.mount("a"), world.mount("b")
 
-    assert holder(world) == ""
+    assert world.lease_holder() == ""
     save(b, "f", b"text")
     assert eventually(lambda: load(again, "f") == b"text")
 

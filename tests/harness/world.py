@@ -173,6 +173,12 @@ class World:
             ended.set()
             heart.join()
 
+    def lease_holder(self) -> str:
+        """Return the mount that holds the write lease, "" for none."""
+        with self.db.read() as cx:
+            row = cx.one("SELECT lease_mount FROM space WHERE id = ?", 1)
+        return str(row[0]) if row else "no space"
+
     def mount(self, name: str = "a", policy: MountPolicy | None = None) -> Client:
         """Open a mount (no kernel); the same name again is the same cache directory."""
         settings = Settings(
